@@ -1,0 +1,79 @@
+"""Finding a class or function by a short name, by an entry point of an installed package, or by import path."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from manyscope.errors import ManyscopeError, did_you_mean
+
+
+def load_object(path: str) -> Any:
+    """The object that an import path such as `"my_package.models:MyNet"` names.
+
+    Raises:
+        ManyscopeError: the module cannot be imported, or has no such name.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ManyscopeError(
+            f"module {module_name!r} cannot be imported ({error})",
+            place=path,
+            remedy="install the package, or put its folder on PYTHONPATH",
+        ) from error
+    try:
+        found = module
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        hint = did_you_mean(name, [n for n in dir(module) if not n.startswith("_")])
+        raise ManyscopeError(f"module {module_name!r} has no {name!r}", place=path, remedy=hint) from error
+    return found
+
+
+class Registry:
+    """Short names for one kind of thing, resolved only when asked for, so that listing them imports nothing.
+
+    Args:
+        kind: what the things are, for messages ("model", "reducer", …).
+        names: short name -> import path.
+        group: entry-point group through which installed packages add names of their own.
+    """
+
+    def __init__(self, kind: str, names: dict[str, str] | None = None, group: str | None = None) -> None:
+        self.kind, self._builtin, self._group = kind, dict(names or {}), group
+
+    @cached_property
+    def paths(self) -> dict[str, str]:
+        """Every short name with its import path; a built-in name wins over a plug-in's."""
+        plugins = {p.name: p.value for p in entry_points(group=self._group)} if self._group else {}
+        return {**plugins, **self._builtin}
+
+    def names(self) -> list[str]:
+        return sorted(self.paths)
+
+    def path(self, name: str) -> str:
+        """The import path behind a name; a name with a colon is one already.
+
+        Raises:
+            ManyscopeError: the name is unknown.
+        """
+        if ":" in name:
+            return name
+        if name not in self.paths:
+            allowed = f"{', '.join(self.names())}, or an import path such as 'my_package.my_module:MyClass'"
+            raise ManyscopeError(
+                f"{self.kind} {name!r} is unknown", allowed=allowed, remedy=did_you_mean(name, self.names())
+            )
+        return self.paths[name]
+
+    def find(self, name: str) -> Any:
+        """The object itself, imported now."""
+        return load_object(self.path(name))
+
+
+SCOPES = Registry("scope", group="manyscope.scopes")

@@ -1,0 +1,150 @@
+"""The contract of a scope: everything that the chain asks of a kind of instrument.
+
+A scope is one class. Its module imports nothing heavy at the top, since the workflow reads the settings of every
+experiment before it runs anything; torch and its kin are imported inside the methods that need them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from manyscope.settings.sections import ExperimentSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    from PIL.Image import Image
+    from torch import nn
+
+    from manyscope.tables.manifest import ManifestEntry
+    from manyscope.tables.metrics import Metric
+    from manyscope.tables.predictions import Objects
+    from manyscope.training.fit import TrainingRun
+
+S = TypeVar("S", bound=ExperimentSettings)
+
+
+class ScopeData(Protocol):
+    """Prepared samples, ready to be cut into batches. A batch is whatever the scope's model takes."""
+
+    @property
+    def train_size(self) -> int:
+        """Number of training samples."""
+
+    def train_schedule(self, batch_size: int, seed: int) -> Schedule:
+        """The endless order of training batches."""
+
+    def train_batch(self, indices: Sequence[int]) -> Any:
+        """The batch of the training samples with these positions."""
+
+    def validation_batches(self, batch_size: int) -> Iterable[Any]:
+        """The validation samples, always in the same order and in the same batches."""
+
+    def predict_batches(self, sample_ids: Sequence[str], batch_size: int) -> Iterable[Any]:
+        """The named samples, each exactly once."""
+
+
+class Schedule(Protocol):
+    """Which samples form which optimiser step: a pure function of the step, which makes a resumed run exact."""
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps in one pass over the training samples; need not be whole."""
+
+    def batch(self, step: int) -> Sequence[int]:
+        """Positions of the training samples of global step `step`, over all processes."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `Scope.evaluate` found.
+
+    Attributes:
+        headline: name of the metric that stands for the experiment in the summary.
+        figures: file name without suffix -> matplotlib figure.
+        captions: file name without suffix -> one sentence for the report.
+    """
+
+    headline: str
+    metrics: list[Metric]
+    figures: dict[str, Any] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+
+
+class Scope(ABC, Generic[S]):
+    """One kind of instrument.
+
+    Class attributes:
+        name: as in the settings and in the entry-point group `manyscope.scopes`.
+        Settings: the strict model of its experiments.
+        default_settings: a YAML file that is merged under the user's settings, or None.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[ExperimentSettings]]
+    default_settings: ClassVar[Path | None] = None
+
+    @abstractmethod
+    def download(self, settings: S, raw: Path) -> Iterable[ManifestEntry]:
+        """Fetch, copy or simulate the raw data into the folder `raw`, which may hold what an earlier, interrupted
+        download left; files that are already there and right are not fetched again."""
+
+    @abstractmethod
+    def preprocess(self, settings: S, raw: Path, manifest: pl.DataFrame, prepared: Path) -> pl.DataFrame:
+        """Convert the raw data once into files under `prepared` (an empty folder) that make loading cheap.
+
+        Returns:
+            The samples: sample_id, group, split, then labels and metadata columns. Splits come from
+            `manyscope.data.splits`, so that an added sample never moves another.
+        """
+
+    @abstractmethod
+    def data(self, settings: S, prepared: Path) -> ScopeData:
+        """Open the prepared samples."""
+
+    @abstractmethod
+    def model(self, settings: S, data: ScopeData) -> nn.Module:
+        """Build the untrained model, its shapes inferred from the data.
+
+        The module answers `losses(batch) -> dict` with a scalar tensor under "loss" (what is minimised) and any
+        other scalar to be logged; in eval mode the same call validates. See docs/bring-your-own.md.
+        """
+
+    def fit(self, settings: S, prepared: Path, run: TrainingRun) -> None:
+        """Train and leave the best weights through `run`. The default is Lightning with exact resume; a scope
+        replaces it when another trainer is the field's own."""
+        from manyscope.training.fit import fit
+
+        fit(self, settings, prepared, run)
+
+    @abstractmethod
+    def predict_batch(self, settings: S, model: nn.Module, batch: Any) -> Objects:
+        """Apply the model, in eval mode and without gradients, to one batch."""
+
+    def predict(self, settings: S, prepared: Path, weights: Path, sample_ids: Sequence[str]) -> Iterator[Objects]:
+        """Apply the trained weights to the named samples, each exactly once."""
+        from manyscope.training.predict import predict
+
+        yield from predict(self, settings, prepared, weights, sample_ids)
+
+    @abstractmethod
+    def evaluate(self, settings: S, prepared: Path, samples: pl.DataFrame, predictions: pl.DataFrame) -> Evaluation:
+        """Judge the predictions on the test split beside at least one honest baseline, with intervals."""
+
+    def thumbnails(self, prepared: Path, object_ids: Sequence[str]) -> Iterator[Image | None]:
+        """A small picture of each object for the page, in the order of the ids; None where there is none."""
+        yield from (None for _ in object_ids)
+
+    def embed_query(self, settings: S, prepared: Path, weights: Path, query: Path | str) -> np.ndarray:
+        """The latent vector, (dimensions,) float32, of an image file or text given to `search`.
+
+        Raises:
+            ManyscopeError: this scope cannot search by such a query.
+        """
+        from manyscope.errors import ManyscopeError
+
+        raise ManyscopeError(f"scope {self.name!r} cannot search by image or text", remedy="use --id or --vector")

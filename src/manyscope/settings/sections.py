@@ -1,0 +1,188 @@
+"""The strict models of an experiment's settings: the sections that every scope shares, and their defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from manyscope.errors import SettingsError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+STAGES = ("download", "preprocess", "train", "infer", "gather", "umap", "index", "evaluate", "explore")
+
+
+class Section(BaseModel):
+    """A frozen part of the settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DownloadSettings(Section):
+    """What the download stage of every scope reads."""
+
+    seed: Seed = Field(0, description="Seed of simulated data.")
+
+
+class PreprocessSettings(Section):
+    """How samples are dealt to train, validation and test."""
+
+    split_seed: Seed = Field(0, description="Seed of the split; a sample's split never depends on the other samples.")
+    validation_fraction: Fraction = Field(0.1, description="Share of the groups that choose the best checkpoint.")
+    test_fraction: Fraction = Field(0.2, description="Share of the groups that only evaluate sees.")
+
+
+class ModelSettings(Section):
+    """Which model, by registered name or import path, and its keyword arguments."""
+
+    name: str = Field(description="Registered name, or an import path such as 'my_package.models:MyNet'.")
+    args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model.")
+
+
+class TrainSettings(Section):
+    """The default training: Lightning with exact resume."""
+
+    seed: Seed = Field(0, description="Seed of weights, data order, augmentation and dropout.")
+    epochs: PositiveFloat = Field(10, description="Passes over the training samples; may be fractional.")
+    batch_size: PositiveInt = Field(128, description="Samples in one optimiser step, over all processes.")
+    check_every_epochs: PositiveFloat = Field(
+        1, description="Passes between two checks; a check validates, writes history and leaves a checkpoint."
+    )
+    lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="Decoupled weight decay.")
+    optimizer: str = Field("adamw", description="Registered name, or import path of a torch optimiser.")
+    optimizer_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the optimiser.")
+    schedule: Literal["cosine", "constant", "linear"] = Field("cosine", description="Learning rate after the warm-up.")
+    warmup_fraction: Fraction = Field(0.03, description="Share of the steps in which the rate rises from zero.")
+    gradient_clip_norm: Annotated[float, Field(ge=0)] = Field(0.0, description="Largest gradient norm; 0 is no limit.")
+    patience_checks: Annotated[int, Field(ge=0)] = Field(
+        0, description="Stop after so many checks without a better validation loss; 0 is never."
+    )
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = Field(
+        "32-true", description="Number format of the arithmetic."
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="Loader processes for each training process.")
+    tracker: Literal["mlflow", "tensorboard", "wandb", "none"] = Field(
+        "mlflow", description="Where curves are tracked, beside train/history.parquet."
+    )
+
+
+class InferSettings(Section):
+    """How the trained model is applied."""
+
+    batch_size: PositiveInt = Field(256, description="Samples in one forward pass.")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="Loader processes.")
+
+
+class GatherSettings(Section):
+    """Outlier scores, computed once all shards are together. Each is larger for stranger objects."""
+
+    outlier_scores: tuple[Literal["knn", "lof"], ...] = Field(
+        ("knn", "lof"), description="Latent outlier scores: mean k-NN distance, local outlier factor."
+    )
+    outlier_neighbours: PositiveInt = Field(10, description="Neighbours of the k-NN distance.")
+    lof_neighbours: PositiveInt = Field(30, description="Neighbours of the local outlier factor.")
+
+
+class UmapSettings(Section):
+    """The map."""
+
+    reducer: str = Field("umap", description="umap, pca, or an import path.")
+    seed: Seed = Field(0, description="Seed of the reducer.")
+    components: Literal[2, 3] = Field(2, description="Dimensions of the map.")
+    n_neighbors: Annotated[int, Field(ge=2)] = Field(15, description="UMAP's balance of local against global shape.")
+    min_dist: Fraction = Field(0.1, description="UMAP's smallest distance between mapped points.")
+    metric: Literal["euclidean", "cosine"] = Field("euclidean", description="Distance between latent vectors.")
+    standardize: bool = Field(False, description="Bring every latent dimension to unit variance first.")
+    fit_objects: PositiveInt = Field(
+        200_000, description="At most so many objects fit the reducer (a seeded choice); the rest is transformed."
+    )
+    quality_objects: PositiveInt = Field(2_000, description="Objects on which the map's quality is measured.")
+    quality_neighbours: PositiveInt = Field(15, description="Neighbours of trustworthiness and overlap.")
+
+
+class IndexSettings(Section):
+    """The vector index."""
+
+    metric: Literal["l2", "cosine", "ip"] = Field("l2", description="Distance: squared L2, cosine, inner product.")
+    max_neighbors: PositiveInt = Field(16, description="M of the HNSW graph.")
+    ef_construction: PositiveInt = Field(200, description="Candidates while building.")
+    ef_search: PositiveInt = Field(200, description="Candidates while searching.")
+    audit_queries: PositiveInt = Field(500, description="Queries of the audit against exact search.")
+    seed: Seed = Field(0, description="Seed of the choice of audit queries.")
+
+
+class EvaluateSettings(Section):
+    """How the model is judged."""
+
+    seed: Seed = Field(0, description="Seed of the bootstrap.")
+    bootstrap_draws: Annotated[int, Field(ge=100)] = Field(1000, description="Resamples of an interval.")
+
+
+class ExploreSettings(Section):
+    """The web page."""
+
+    thumbnails: Annotated[int, Field(ge=0)] = Field(5_000, description="At most so many objects carry a picture.")
+    neighbours: Annotated[int, Field(ge=0)] = Field(10, description="Latent neighbours shown for an object.")
+
+
+class ExperimentSettings(Section):
+    """One experiment. A scope derives its own class from this one and narrows the sections to its own."""
+
+    # Which sections each stage reads: its rule reruns when one of them changes, and no other section can be
+    # reached from inside the stage (see `for_stage`). A scope may widen an entry.
+    reads: ClassVar[dict[str, tuple[str, ...]]] = {
+        "download": ("download",),
+        "preprocess": ("preprocess",),
+        "train": ("model", "train"),
+        "infer": ("model", "infer"),
+        "gather": ("gather",),
+        "umap": ("umap",),
+        "index": ("index",),
+        "evaluate": ("model", "evaluate"),
+        "explore": ("explore",),
+    }
+
+    scope: str = Field(description="The kind of instrument: a built-in scope or one of a plug-in package.")
+    title: str = Field("", description="Shown on the page and in the report.")
+    download: DownloadSettings = DownloadSettings()
+    preprocess: PreprocessSettings = PreprocessSettings()
+    model: ModelSettings
+    train: TrainSettings = TrainSettings()
+    infer: InferSettings = InferSettings()
+    gather: GatherSettings = GatherSettings()
+    umap: UmapSettings = UmapSettings()
+    index: IndexSettings = IndexSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    explore: ExploreSettings = ExploreSettings()
+
+    def stage_values(self, stage: str) -> dict[str, Any]:
+        """What one stage reads, as plain JSON values: the scope's name and the stage's sections."""
+        sections = {name: getattr(self, name).model_dump(mode="json") for name in self.reads[stage]}
+        return {"scope": self.scope, **sections}
+
+    def for_stage(self, stage: str) -> ExperimentSettings:
+        """The same settings without the sections that the stage must not read: touching one raises."""
+        return self.from_stage_values(stage, self.stage_values(stage))
+
+    @classmethod
+    def from_stage_values(cls, stage: str, values: dict[str, Any]) -> ExperimentSettings:
+        """The inverse of `stage_values`, validated again: it may come from a shell."""
+        kept = {"scope", *cls.reads[stage]}
+        partial = {name: cls.model_fields[name].annotation for name in cls.reads[stage]}
+        validated = {}
+        for name, section in partial.items():
+            validated[name] = section.model_validate(values.get(name, {}))  # type: ignore[union-attr]
+        settings = cls.model_construct(_fields_set=kept, scope=values["scope"], **validated)
+        for name in cls.model_fields.keys() - kept:
+            settings.__dict__.pop(name, None)
+        settings.__dict__["_stage"] = stage
+        return settings
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).model_fields:
+            stage = self.__dict__.get("_stage", "?")
+            raise SettingsError(f"stage {stage!r} reads section {name!r}, which its settings do not declare")
+        return super().__getattr__(name)  # type: ignore[misc]

@@ -1,0 +1,93 @@
+"""Files and folders that are either there whole or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from manyscope.errors import DataError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to `path` when the block ends well, else remove it.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written. What was at `path` before is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; it takes the place of `path` when the block ends well.
+
+    What an earlier, killed process left beside `path` is removed first.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written. What was at `path` before is untouched.
+    """
+    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    try:
+        for left_over in (partial, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write whole; keys keep their order, floats that are not finite are refused."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError("the file is missing", place=path, remedy="run the stage that makes it") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"not JSON ({error})", place=path, remedy="run the stage that makes it again") from error
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    if error.filename and not str(error.filename).startswith(str(path.parent)):
+        return error  # a file of the caller, not ours
+    if error.errno in _FULL:
+        free = shutil.disk_usage(path.parent).free // 2**20
+        return DataError(
+            f"the disk is full ({free} MiB free) and nothing was written",
+            place=path,
+            remedy="free some space and run the same command again",
+        )
+    return DataError(f"cannot be written ({error.strerror or error})", place=path, remedy="check the folder's rights")
