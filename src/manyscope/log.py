@@ -44,10 +44,8 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
         yield from tqdm(items, desc=what, total=total, leave=False)
         return
     start = last = time.monotonic()
-    done = 0
-    for item in items:
+    for done, item in enumerate(items, 1):
         yield item
-        done += 1
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S:
             of = f"/{total}" if total else ""

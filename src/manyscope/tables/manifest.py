@@ -13,7 +13,13 @@ import polars as pl
 from manyscope.errors import DataError
 from manyscope.tables.parquet import read_table
 
-SCHEMA = {"path": pl.String, "bytes": pl.Int64, "sha256": pl.String, "source": pl.String, "state": pl.String}
+SCHEMA: dict[str, type[pl.DataType]] = {
+    "path": pl.String,
+    "bytes": pl.Int64,
+    "sha256": pl.String,
+    "source": pl.String,
+    "state": pl.String,
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import polars as pl
 from manyscope.errors import DataError
 from manyscope.tables.parquet import read_metadata, read_table
 
-SCHEMA = {"object_id": pl.String, "sample_id": pl.String, "embedding": pl.Array}
+SCHEMA: dict[str, type[pl.DataType]] = {"object_id": pl.String, "sample_id": pl.String, "embedding": pl.Array}
 _ACCOUNTED = "manyscope.samples_digest"
 
 

@@ -10,7 +10,7 @@ from manyscope.errors import DataError
 from manyscope.tables.parquet import read_metadata, read_table
 
 SPLITS = ("train", "validation", "test")
-SCHEMA = {"sample_id": pl.String, "group": pl.String, "split": pl.String}
+SCHEMA: dict[str, type[pl.DataType]] = {"sample_id": pl.String, "group": pl.String, "split": pl.String}
 DIGEST_KEY = "manyscope.data_digest"
 
 
