@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def configure(verbose: bool = False) -> None:
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Pass the items through: a bar on a terminal, a timed line every ten seconds in a log."""
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
     if sys.stderr.isatty():
         from tqdm import tqdm
 
