@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from manyscope.tables.manifest import ManifestEntry
     from manyscope.tables.metrics import Metric
     from manyscope.tables.predictions import Objects
-    from manyscope.training.fit import TrainingRun
+    from manyscope.training.run import TrainingRun
 
 S = TypeVar("S", bound=ExperimentSettings)
 
 
 class ScopeData(Protocol):
-    """Prepared samples, ready to be cut into batches. A batch is whatever the scope's model takes."""
+    """Prepared samples, ready to be cut into batches.
+
+    A batch is a dict of tensors and lists, whatever the scope's model takes; its "sample_id" is a list of str.
+    """
 
     @property
     def train_size(self) -> int:
@@ -101,6 +104,14 @@ class Scope(ABC, Generic[S]):
             The samples: sample_id, group, split, then labels and metadata columns. Splits come from
             `manyscope.data.splits`, so that an added sample never moves another.
         """
+
+    def problems(self, settings: S) -> Iterator[str]:
+        """What `manyscope validate` should say before any hour is spent: each sentence names a place and a remedy.
+
+        Settings have passed their models already; look here at what only the scope knows, such as names of models
+        and files that the download will need.
+        """
+        yield from ()
 
     @abstractmethod
     def data(self, settings: S, prepared: Path) -> ScopeData:

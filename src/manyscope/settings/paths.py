@@ -117,6 +117,10 @@ class ExperimentPaths:
         return self.evaluate / "metrics.parquet"
 
     @property
+    def metrics_figure(self) -> Path:
+        return self.evaluate / "metrics.png"
+
+    @property
     def figures(self) -> Path:
         return self.evaluate / "figures"
 
@@ -127,3 +131,10 @@ class ExperimentPaths:
     @property
     def page(self) -> Path:
         return self.explore / "index.html"
+
+    def log(self, job: str) -> Path:
+        """Logs have a folder of their own, since some stages replace theirs whole."""
+        return self.root / "logs" / f"{job}.log"
+
+    def benchmark(self, job: str) -> Path:
+        return self.root / "benchmarks" / f"{job}.jsonl"

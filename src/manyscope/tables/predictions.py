@@ -16,6 +16,7 @@ from manyscope.errors import DataError
 from manyscope.tables.parquet import read_metadata, read_table
 
 SCHEMA: dict[str, type[pl.DataType]] = {"object_id": pl.String, "sample_id": pl.String, "embedding": pl.Array}
+_NOTHING = pl.DataFrame(schema={"object_id": pl.String, "sample_id": pl.String, "embedding": pl.Array(pl.Float32, 1)})
 _ACCOUNTED = "manyscope.samples_digest"
 
 
@@ -91,7 +92,7 @@ def shard_table(batches: Iterable[Objects], wanted: Sequence[str], place: Path) 
     widths = {frame.schema["embedding"].shape for frame in frames if len(frame)}  # type: ignore[attr-defined]
     if len(widths) > 1:
         raise DataError(f"embeddings have different sizes {sorted(widths)}", place=place)
-    table = pl.concat([f for f in frames if len(f)] or frames[:1])
+    table = pl.concat([f for f in frames if len(f)] or frames[:1] or [_NOTHING])
     return _in_order(table, wanted, place), {_ACCOUNTED: samples_digest(seen)}
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from manyscope.errors import DataError
+from manyscope.errors import BusyError, DataError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -59,6 +61,30 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise _explained(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def sole_worker(lock: Path) -> Iterator[None]:
+    """Let only one living process at a time pass; a killed one leaves nothing to clean up.
+
+    Raises:
+        BusyError: another process holds the lock, perhaps one that outlived an interrupted workflow.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise BusyError(
+                f"process {file.read().strip() or '?'} is still working on this",
+                place=lock,
+                remedy="wait for it or end it, then run the same command again",
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

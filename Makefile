@@ -1,0 +1,46 @@
+# Two commands for a newcomer: `make demo` and `make test`. Neither needs anything before it but git, make and Python 3.11.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXPERIMENTS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+WORKERS ?= 2
+
+.PHONY: demo test check bench docs lock clean
+
+demo: $(READY)
+	manyscope run $(EXPERIMENTS)
+
+test: $(READY)
+	pytest -n $(WORKERS) --dist loadgroup -m "not slurm and not browser" --cov --cov-report=term:skip-covered $(PYTEST)
+
+check: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile rules
+	snakemake --lint
+	manyscope schema --check --reference docs/settings.md
+
+bench: $(READY)
+	python -m benchmarks $(BENCH)
+
+docs: $(READY)
+	manyscope schema --reference docs/settings.md
+	python docs/build.py
+
+# Pins every package for Python 3.11; the file holds versions only, no addresses.
+lock: $(READY)
+	uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	    --no-emit-find-links --extra dev pyproject.toml --output-file requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -r requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .snakemake .mypy_cache .pytest_cache .ruff_cache

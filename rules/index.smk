@@ -1,0 +1,24 @@
+rule index:
+    """Build the vector index and audit it against exact search."""
+    input:
+        samples=path.samples,
+        predictions=path.predictions,
+    output:
+        audit=path.audit,
+    log:
+        path.log("index"),
+    benchmark:
+        path.benchmark("index")
+    conda:
+        "../envs/manyscope.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(8000),
+        runtime=240,
+    params:
+        results=cfg.results,
+        settings=settings_of("index"),
+        code=code_of("index"),
+    shell:
+        "manyscope index --experiment {wildcards.experiment} --results {params.results:q}"
+        " --settings {params.settings:q} > {log} 2>&1"

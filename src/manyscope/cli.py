@@ -1,0 +1,275 @@
+"""The command line: `manyscope STAGE --experiment NAME` and the commands around the chain."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from manyscope import __version__
+from manyscope.errors import ManyscopeError
+
+if TYPE_CHECKING:
+    from manyscope.settings import Config
+
+STAGE_HELP = {
+    "download": "Fetch, copy or simulate the raw data.",
+    "preprocess": "Validate and convert once; deal samples to train, validation and test.",
+    "train": "Fit the model; continues from its last checkpoint.",
+    "infer": "Apply the trained model to one shard of the samples.",
+    "gather": "Join the shards into one latent table and add outlier scores.",
+    "umap": "Map the latent vectors to two or three dimensions.",
+    "index": "Build the vector index and audit it against exact search.",
+    "evaluate": "Judge the model beside its baselines on held-out data.",
+    "explore": "Write the web page of the map.",
+}
+
+
+class _Cli(click.Group):
+    """Turns errors that a user can mend into one line and an exit code; a traceback only with --debug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params.get("debug", False)
+        try:
+            return super().invoke(ctx)
+        except ManyscopeError as error:
+            if debug:
+                traceback.print_exc()
+            for line in str(error).splitlines():
+                click.secho(f"error: {line}", err=True, fg="red" if sys.stderr.isatty() else None)
+            ctx.exit(error.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command continues", err=True)
+            ctx.exit(130)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            click.secho(f"error: {reason}; run again with --debug for a traceback", err=True)
+            ctx.exit(70)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from manyscope.errors import did_you_mean
+
+            hint = did_you_mean(args[0], self.list_commands(ctx))
+            raise click.UsageError(f"{error.message.rstrip('.')}. {hint}", ctx) from error
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="manyscope")
+@click.option("--debug", is_flag=True, help="Show debug lines, and a traceback when something fails.")
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
+    """One chain from raw instrument data to a model, a map, a searchable index and an honest score.
+
+    download -> preprocess -> train -> infer -> gather -> umap -> index -> evaluate -> explore
+    """
+    from manyscope.log import configure
+
+    configure(debug)
+    ctx.obj = debug
+
+
+_config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    default=Path("config/config.yaml"),
+    show_default=True,
+    help="The workflow file.",
+)
+_set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
+_experiment_option = click.option("--experiment", required=True, help="Name of a file in config/experiments.")
+
+
+def _config(config_file: Path, experiments: list[str] | None = None, overrides: tuple[str, ...] = ()) -> Config:
+    from manyscope.settings import load_config
+
+    return load_config(config_file=config_file, experiments=experiments, overrides=overrides)
+
+
+def _run_stage(
+    stage: str, experiment: str, settings: str | None, results: Path | None, config_file: Path, overrides: tuple[str, ...],
+    **where: int,
+) -> None:  # fmt: skip
+    """Resolve the settings, as data when they were given as data, and run the stage alone in its place."""
+    from manyscope.settings.paths import ExperimentPaths
+    from manyscope.tables.whole import sole_worker
+    from manyscope.training.launch import is_first_process
+
+    if settings is None:
+        config = _config(config_file, [experiment], tuple(f"{experiment}.{text}" for text in overrides))
+        own = config.experiments[experiment].for_stage(stage)
+        paths = ExperimentPaths.of(results or config.results, experiment)
+    else:
+        own = _stage_settings(stage, settings)
+        paths = ExperimentPaths.of(results or Path("results"), experiment)
+    run = importlib.import_module(f"manyscope.stages.{stage}").run
+    name = "-".join([stage, *map(str, where.values())])
+    if not is_first_process():
+        run(own, paths, **where)
+        return
+    with sole_worker(paths.root / ".locks" / name):
+        run(own, paths, **where)
+
+
+def _stage_settings(stage: str, text: str) -> Any:
+    from manyscope.registry import SCOPES
+    from manyscope.settings import stage_settings
+
+    if not text.lstrip().startswith("{"):
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ManyscopeError("cannot be read", place=text, allowed="a JSON object, or a file that holds one") from error
+    try:
+        values = json.loads(text)
+        scope = values["scope"]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ManyscopeError(
+            f"not the settings of a stage ({error})", place="--settings", allowed="a JSON object with 'scope'"
+        ) from error
+    return stage_settings(SCOPES.find(scope).Settings, stage, values)
+
+
+def _stage_command(stage: str) -> click.Command:
+    @click.pass_context
+    def command(ctx: click.Context, **options: Any) -> None:
+        _run_stage(stage, **options)
+
+    for option in (
+        _set_option,
+        _config_option,
+        click.option("--results", type=click.Path(path_type=Path), help="Folder of all experiments' results."),
+        click.option("--settings", metavar="JSON|FILE", help="The stage's resolved settings, instead of config files."),
+        _experiment_option,
+    ):
+        command = option(command)
+    if stage == "infer":
+        command = click.option("--shard", type=click.IntRange(0), default=0, help="Which shard, from 0.")(command)
+    if stage in ("infer", "gather"):
+        command = click.option("--shards", type=click.IntRange(1), default=1, help="How many shards.")(command)
+    return click.command(stage, help=STAGE_HELP[stage])(command)
+
+
+for _stage in STAGE_HELP:
+    main.add_command(_stage_command(_stage))
+
+
+@main.command()
+@click.argument("experiments", nargs=-1)
+@click.option("--profile", default="workflow_profiles/local", show_default=True, help="Where jobs run.")
+@click.option("--cores", type=click.IntRange(1), help="Cores of this machine; all of them unless given.")
+@click.option("--set", "overrides", multiple=True, metavar="EXPERIMENT.KEY=VALUE", help="Override a setting.")
+@_config_option
+@click.option("--report/--no-report", default=True, help="Write results/report.html at the end.")
+@click.argument("snakemake", nargs=-1, type=click.UNPROCESSED)
+def run(**options: Any) -> None:
+    """Run the whole chain with Snakemake for the EXPERIMENTS (all of the workflow file unless given).
+
+    What comes after a bare -- goes to Snakemake.
+    """
+    from manyscope.commands.run import run_workflow
+
+    sys.exit(run_workflow(**options))
+
+
+@main.command()
+@click.argument("experiments", nargs=-1)
+@_config_option
+@_set_option
+def validate(experiments: tuple[str, ...], config_file: Path, overrides: tuple[str, ...]) -> None:
+    """Check settings, and the data that is already there, before any hour is spent."""
+    from manyscope.commands.validate import validate as check
+
+    config = _config(config_file, list(experiments) or None, overrides)
+    problems = [problem for name in config.experiments for problem in check(config, name)]
+    if problems:
+        from manyscope.errors import SettingsError
+
+        raise SettingsError(*problems)
+    click.echo(f"{len(config.experiments)} experiment(s) valid: {', '.join(config.experiments)}")
+
+
+@main.command()
+@_experiment_option
+@click.option("--id", "object_id", help="Neighbours of this object.")
+@click.option("--vector", type=click.Path(path_type=Path), help="A .npy file with a vector, or a table of them.")
+@click.option("--image", type=click.Path(path_type=Path), help="An image, where the scope can embed one.")
+@click.option("--text", help="A text, where the scope can embed one.")
+@click.option("-k", "--neighbours", "k", type=int, default=10, show_default=True, help="How many neighbours.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder of all experiments' results.")
+@_config_option
+def search(**options: Any) -> None:
+    """Find the objects nearest to one, in the latent space."""
+    from manyscope.commands.search import search as find
+
+    click.echo(find(**options))
+
+
+@main.command()
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.argument("experiments", nargs=-1, required=True)
+def summary(results: Path, experiments: tuple[str, ...]) -> None:
+    """Write the table of all experiments' metrics, and print it."""
+    from manyscope.evaluation.summary import print_summary, write_summary
+
+    write_summary(results, list(experiments))
+    print_summary(results)
+
+
+@main.command()
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("config/schema"), show_default=True)
+@click.option("--reference", type=click.Path(path_type=Path), help="Also write the settings reference to this page.")
+@click.option("--check", is_flag=True, help="Only say whether the files are up to date.")
+def schema(folder: Path, reference: Path | None, check: bool) -> None:
+    """Write the JSON Schemas of all settings, for editors."""
+    from manyscope.settings.schema import write_schemas
+
+    write_schemas(folder, reference, check)
+
+
+@main.command()
+@_config_option
+def doctor(config_file: Path) -> None:
+    """Say what this machine has for the work, and what is missing."""
+    from manyscope.commands.doctor import examine
+
+    sys.exit(examine(config_file))
+
+
+@main.group()
+def new() -> None:
+    """Write a scaffold to start from."""
+
+
+@new.command("experiment")
+@click.argument("name")
+@click.option("--scope", required=True, help="The scope of the experiment.")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("config/experiments"), show_default=True)
+def new_experiment(name: str, scope: str, folder: Path) -> None:
+    """Write an experiment file with every setting at its default, as comments."""
+    from manyscope.commands.scaffold import write_experiment
+
+    click.echo(f"wrote {write_experiment(name, scope, folder)}")
+
+
+@new.command("scope")
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path(), help="Where the package is written.")
+def new_scope(name: str, folder: Path) -> None:
+    """Write a package with a scope of its own, whose tests pass."""
+    from manyscope.commands.scaffold import write_scope
+
+    click.echo(f"wrote {write_scope(name, folder)}")

@@ -1,0 +1,100 @@
+"""`manyscope run`: Snakemake with the right profile, then the report and the summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from manyscope.errors import BusyError, ManyscopeError
+from manyscope.settings import Config, load_config
+from manyscope.tables.whole import sole_worker, write_json
+
+_STATE = Path(".snakemake")
+
+
+def run_workflow(
+    experiments: tuple[str, ...], profile: str, cores: int | None, overrides: tuple[str, ...], config_file: Path,
+    report: bool, snakemake: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Run the chain and print what came out; returns Snakemake's exit code.
+
+    Raises:
+        ManyscopeError: there is no Snakefile here.
+        SettingsError: the settings have problems; nothing was started.
+        BusyError: another run is working in this folder.
+    """
+    if not Path("Snakefile").exists():
+        raise ManyscopeError("no Snakefile here", place=Path.cwd(), remedy="run from the project's folder")
+    config = load_config(config_file=config_file, experiments=experiments or None, overrides=overrides)
+    command = [sys.executable, "-m", "snakemake", "--profile", profile, "--configfile", str(config_file)]
+    chosen = ["experiments=" + json.dumps(list(config.experiments)), *(["set=" + json.dumps(overrides)] if overrides else [])]
+    command += ["--config", *chosen]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with sole_worker(_STATE / "manyscope.lock"):
+        _release_lock_of_killed_run(command, environment)
+        code = _snakemake([*command, *(["--cores", str(cores)] if cores else []), *snakemake], environment)
+        if code or "-n" in snakemake or "--dry-run" in snakemake:
+            return code
+        page = config.results / "report.html"
+        if report:
+            code = _snakemake([*command, "--report", str(page), "--quiet", "all"], environment)
+    _print_results(config, page if report and not code else None)
+    return code
+
+
+def _snakemake(command: list[str], environment: dict[str, str]) -> int:
+    """Run Snakemake, leaving a note of its process for the next run in case this one is killed."""
+    process = subprocess.Popen(command, env=environment)
+    note = _STATE / "manyscope-run.json"
+    write_json(note, {"host": platform.node(), "pid": process.pid})
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        code = process.wait()  # Snakemake got the same signal and stops its jobs
+    note.unlink(missing_ok=True)
+    return code
+
+
+def _release_lock_of_killed_run(command: list[str], environment: dict[str, str]) -> None:
+    """Unlock the folder if, and only if, the lock is of an earlier run of ours that was killed on this machine."""
+    note = _STATE / "manyscope-run.json"
+    if not note.exists():
+        return
+    try:
+        killed = json.loads(note.read_text())
+    except json.JSONDecodeError:
+        return
+    if killed["host"] != platform.node():
+        return
+    if _is_snakemake(killed["pid"]):
+        raise BusyError(
+            f"Snakemake (process {killed['pid']}) of an earlier run is still working",
+            place=Path.cwd(),
+            remedy="wait for it or end it, then run the same command again",
+        )
+    click.echo("an earlier run was killed; continuing from what it left")
+    subprocess.run([*command, "--unlock", "--quiet", "all"], env=environment, capture_output=True, check=False)
+    note.unlink(missing_ok=True)
+
+
+def _is_snakemake(pid: int) -> bool:
+    try:
+        return b"snakemake" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _print_results(config: Config, report: Path | None) -> None:
+    from manyscope.evaluation.summary import print_summary
+
+    print_summary(config.results)
+    for name in config.experiments:
+        click.echo(f"page    {config.paths(name).page}")
+    if report:
+        click.echo(f"report  {report}")

@@ -1,0 +1,79 @@
+"""`manyscope search`: the nearest objects to an object, a vector, an image or a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manyscope.errors import DataError, ManyscopeError
+from manyscope.settings.paths import ExperimentPaths
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+
+def search(
+    experiment: str, object_id: str | None, vector: Path | None, image: Path | None, text: str | None, k: int,
+    as_json: bool, results: Path | None, config_file: Path,
+) -> str:  # fmt: skip
+    """The answer, ready to be printed.
+
+    Raises:
+        ManyscopeError: not exactly one query was given, or the scope cannot search by it.
+        DataError: the experiment has no index, the id is unknown, or the vector does not fit.
+    """
+    from manyscope.latent.search import search as find
+
+    queries = {"--id": object_id, "--vector": vector, "--image": image, "--text": text}
+    given = [name for name, value in queries.items() if value is not None]
+    if len(given) != 1:
+        found = f"{len(given)} queries were given ({', '.join(given)})" if given else "no query was given"
+        raise ManyscopeError(found, allowed=f"exactly one of {', '.join(queries)}")
+    paths = ExperimentPaths.of(results or _configured_results(config_file), experiment)
+    if not paths.audit.exists():
+        raise DataError("this experiment has no index", place=paths.index, remedy="run the stage index first")
+    if object_id is not None:
+        table = find(paths, k, object_id=object_id)
+    else:
+        table = find(paths, k, vector=_read_vector(vector) if vector else _embed(paths, experiment, image or text, config_file))
+    return json.dumps(table.to_dicts(), indent=1) if as_json else _as_text(table)
+
+
+def _configured_results(config_file: Path) -> Path:
+    # The whole configuration is not loaded: a search must answer at once, whatever state the settings are in.
+    if not config_file.exists():
+        return Path("results")
+    from ruamel.yaml import YAML
+
+    return Path((YAML(typ="safe", pure=True).load(config_file) or {}).get("results", "results"))
+
+
+def _read_vector(path: Path) -> np.ndarray:
+    import numpy as np
+
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"not a readable vector ({error})", place=path, allowed="a .npy file of numbers") from error
+    if vector.ndim != 1 or vector.dtype.kind not in "fiu":
+        raise DataError(f"has shape {vector.shape} and type {vector.dtype}", place=path, allowed="one vector of numbers")
+    return vector.astype(np.float32)
+
+
+def _embed(paths: ExperimentPaths, experiment: str, query: Any, config_file: Path) -> np.ndarray:
+    from manyscope.scopes.registry import find_scope
+    from manyscope.settings import load_config
+
+    settings = load_config(config_file=config_file, experiments=[experiment]).experiments[experiment]
+    scope = find_scope(settings.scope)
+    return scope.embed_query(settings.for_stage("infer"), paths.prepared, paths.model, query)
+
+
+def _as_text(table: pl.DataFrame) -> str:
+    import polars as pl
+
+    with pl.Config(tbl_rows=-1, tbl_cols=12, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
+                   tbl_formatting="NOTHING", float_precision=4, tbl_width_chars=160):  # fmt: skip
+        return str(table)

@@ -1,0 +1,1 @@
+"""From raw pixels to prepared stamps: sources, preparation, loading."""

@@ -1,0 +1,145 @@
+"""From cutouts to prepared files: splits that share no pixel, missing pixels, one memory-mapped array."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from manyscope.data.splits import split_by_hash
+from manyscope.errors import DataError
+from manyscope.log import logger, progress
+from manyscope.scopes.galaxies.data.sources import Cutouts
+from manyscope.scopes.galaxies.data.transforms import Transforms
+from manyscope.tables.whole import whole_file, write_json
+
+if TYPE_CHECKING:
+    from manyscope.scopes.galaxies.settings import GalaxiesPreprocess
+
+STAMPS = "stamps.npy"
+META = "stamps.json"
+
+
+def prepare(cutouts: Cutouts, settings: GalaxiesPreprocess, raw: Path, prepared: Path) -> pl.DataFrame:
+    """Write `stamps.npy`, (samples, bands, stamp_px, stamp_px) float32 in rms of the sky, and `stamps.json`.
+
+    Returns:
+        The samples, a row for each stamp in the same order, with the column `missing_fraction` added.
+
+    Raises:
+        DataError: there are no stamps, one has another shape or is not float32, or pixels are missing and the
+            policy is 'error'.
+        SettingsError, ManyscopeError: a transform is unknown or does not take its arguments.
+    """
+    import torch
+
+    table = cutouts.table
+    if table.is_empty():
+        raise DataError("the data set is empty", place=raw, remedy="check section 'download' and the source's filters")
+    bands, size = len(cutouts.bands), settings.stamp_px
+    shape = (bands, size, size)
+    transforms = Transforms(step.model_dump(mode="json") for step in settings.transforms)
+    images = transforms(torch.zeros(1, *shape))  # a wrong step fails here, before an hour of writing
+
+    split = split_by_hash(
+        table["group"].to_list(), settings.split_seed, settings.validation_fraction, settings.test_fraction
+    )
+    keep = np.ones(len(table), bool) if cutouts.centre_px is None else shares_no_pixel(cutouts.centre_px, split, size)
+    if not keep.all():
+        logger.info("left out %d stamps that share pixels with another split", (~keep).sum())
+    ids = table["sample_id"].to_list()
+    missing = np.zeros(len(table), np.float32)
+    first = row = 0
+    with whole_file(prepared / STAMPS) as partial:
+        stored = np.lib.format.open_memmap(partial, "w+", np.float32, (int(keep.sum()), *shape))
+        for chunk in progress(cutouts.chunks, "stamps"):
+            if chunk.dtype != np.float32 or chunk.shape[1:] != shape:
+                raise DataError(
+                    f"stamps have shape {chunk.shape[1:]} and type {chunk.dtype}", place=raw, allowed=f"{shape}, float32"
+                )
+            here = slice(first, first + len(chunk))
+            filled, missing[here] = fill_missing(chunk, settings, ids[here], raw)
+            filled = filled[keep[here]]
+            stored[row : row + len(filled)] = filled
+            first, row = first + len(chunk), row + len(filled)
+        stored.flush()
+        del stored
+    if first != len(table):
+        raise DataError(f"{first} stamps were read for {len(table)} rows of the table", place=raw)
+    if missing.any():
+        logger.warning(
+            "%d stamps have missing pixels, replaced by the policy %r", (missing > 0).sum(), settings.nan_policy
+        )
+    write_json(
+        prepared / META,
+        {
+            "bands": list(cutouts.bands),
+            "stamp_px": size,
+            "unit": "rms of the sky",
+            "image_shape": list(images.shape[1:]),
+            "transforms": transforms.steps,
+            "nan_policy": settings.nan_policy,
+            "left_out_for_overlap": int((~keep).sum()),
+            "source": cutouts.note or {},
+        },
+    )
+    samples = table.with_columns(split=pl.Series(split, dtype=pl.String), missing_fraction=pl.Series(missing))
+    return samples.filter(pl.Series(keep))
+
+
+def shares_no_pixel(centre_px: np.ndarray, split: np.ndarray, size_px: int) -> np.ndarray:
+    """A mask, (stamps,) bool, of the stamps to keep so that no pixel is in two splits.
+
+    Test keeps all of its stamps; validation loses those that touch test, training those that touch either. Hence the
+    test set does not depend on what else is there.
+
+    Args:
+        centre_px: (stamps, 2) int, middle pixels in one image.
+    """
+    from scipy.spatial import KDTree
+
+    keep = np.ones(len(split), bool)
+    for mine, others in (("validation", ("test",)), ("train", ("test", "validation"))):
+        rows = np.flatnonzero(split == mine)
+        taken = centre_px[np.isin(split, others) & keep]
+        if len(rows) and len(taken):
+            keep[rows] = KDTree(taken).query(centre_px[rows], p=np.inf)[0] >= size_px
+    return keep
+
+
+def fill_missing(
+    stamps: np.ndarray, settings: GalaxiesPreprocess, ids: list[str], place: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replace pixels that are not finite.
+
+    Args:
+        stamps: (n, bands, height, width) float32.
+
+    Returns:
+        The stamps without missing pixels, and the share that was missing in each, (n,) float32. A band without any
+        finite pixel becomes sky, zero.
+
+    Raises:
+        DataError: a pixel is missing and the policy is 'error'.
+    """
+    bad = ~np.isfinite(stamps)
+    share = bad.mean((1, 2, 3), dtype=np.float32)
+    if not bad.any():
+        return stamps, share
+    if settings.nan_policy == "error":
+        worst = int(share.argmax())
+        raise DataError(
+            f"{(share > 0).sum()} stamps have pixels that are not finite, for example {ids[worst]!r} "
+            f"({share[worst]:.1%} of it)",
+            place=place,
+            remedy="set preprocess.nan_policy to 'zero' or 'quantile'",
+        )
+    filled = np.where(bad, np.float32(0), stamps)
+    if settings.nan_policy == "quantile":
+        for i, band in np.argwhere(bad.any((2, 3))):
+            finite = stamps[i, band][~bad[i, band]]
+            if len(finite):
+                filled[i, band][bad[i, band]] = np.quantile(finite, settings.nan_quantile)
+    return filled, share

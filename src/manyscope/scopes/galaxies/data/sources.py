@@ -1,0 +1,87 @@
+"""Where stamps come from: a source fetches raw files, and cuts them into stamps with what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from manyscope.errors import DataError, ManyscopeError
+from manyscope.registry import Registry
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from manyscope.scopes.galaxies.settings import GalaxiesDownload, GalaxiesPreprocess
+    from manyscope.tables.manifest import ManifestEntry
+
+SOURCES = Registry(
+    "galaxy source",
+    {
+        "hubble": "manyscope.scopes.galaxies.data.hubble:Hubble",
+        "simulated": "manyscope.scopes.galaxies.simulate:Simulated",
+    },
+    group="manyscope.galaxy_sources",
+)
+
+
+@dataclass(frozen=True)
+class Cutouts:
+    """Every stamp of a data set, and what is known of each.
+
+    Attributes:
+        chunks: the stamps in the order of the table, in pieces (some, bands, stamp_px, stamp_px) float32, in units
+            of the sky's rms with the sky at zero; missing pixels are NaN.
+        table: sample_id and group (what a split never divides), then labels and measurements; null is unknown.
+        bands: names of the bands, from the bluest to the reddest.
+        centre_px: (stamps, 2) int, x and y of the middle pixel in one common image, or None where every stamp is an
+            image of its own.
+        note: what a reader of the prepared files should know, as JSON values.
+    """
+
+    chunks: Iterable[np.ndarray]
+    table: pl.DataFrame
+    bands: Sequence[str]
+    centre_px: np.ndarray | None = None
+    note: dict[str, object] | None = None
+
+
+class Source(Protocol):
+    """What `download.source` names: a class without arguments."""
+
+    def download(self, settings: GalaxiesDownload, raw: Path) -> Iterator[ManifestEntry]:
+        """Put the raw files into `raw`; what is there already and right is kept."""
+
+    def cut(self, settings: GalaxiesPreprocess, raw: Path, manifest: pl.DataFrame) -> Cutouts:
+        """Read the raw files."""
+
+
+def find_source(name: str) -> Source:
+    """
+    Raises:
+        ManyscopeError: the source is unknown or cannot be made.
+    """
+    found = SOURCES.find(name)
+    if not (isinstance(found, type) and hasattr(found, "download") and hasattr(found, "cut")):
+        raise ManyscopeError(f"{found!r} is not a source", place=name, allowed="a class with 'download' and 'cut'")
+    return found()
+
+
+def middle(stamps: np.ndarray, size_px: int, place: object) -> np.ndarray:
+    """The middle (…, size_px, size_px) of larger stamps.
+
+    Raises:
+        DataError: the stamps are smaller than that.
+    """
+    height, width = stamps.shape[-2:]
+    if min(height, width) < size_px:
+        raise DataError(
+            f"images of {width} x {height} px are smaller than a stamp of {size_px} px",
+            place=place,
+            remedy="lower preprocess.stamp_px",
+        )
+    top, left = (height - size_px) // 2, (width - size_px) // 2
+    return stamps[..., top : top + size_px, left : left + size_px]

@@ -1,0 +1,303 @@
+"""Reading the workflow file, the site file and the experiments; every problem is reported at once, with its line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
+
+from manyscope.errors import ManyscopeError, SettingsError, did_you_mean
+from manyscope.registry import SCOPES
+from manyscope.settings.code import code_digest
+from manyscope.settings.explain import validated
+from manyscope.settings.overrides import by_experiment, parse_override, split_overrides
+from manyscope.settings.paths import ExperimentPaths
+from manyscope.settings.sections import ExperimentSettings, Section
+from manyscope.settings.site import SITE_FILE, Site, load_site
+from manyscope.settings.source import Layer, Place, filled, found, leaves, merged, read_layer
+
+CONFIG_FILE = Path("config/config.yaml")
+EXPERIMENTS_FOLDER = Path("config/experiments")
+
+# An experiment's name is a folder, a Snakemake wildcard, and the first part of an override.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_RESERVED = ("benchmarks",)  # results/benchmarks is not an experiment
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class WorkflowSettings(Section):
+    """The keys of `config/config.yaml`."""
+
+    experiments: Annotated[tuple[str, ...], Field(min_length=1)] | str = Field(
+        description="Which experiments to run: a list, or one text with blanks or commas between the names."
+    )
+    shards: PositiveInt = Field(1, description="Slices of the samples that are inferred in parallel.")
+    results: Path = Field(Path("results"), description="Folder of everything that a run makes.")
+    experiments_folder: Path = Field(EXPERIMENTS_FOLDER, description="Folder of the experiment files.")
+    site_file: Path = Field(SITE_FILE, description="File of this computer's paths; need not exist.")
+    overrides: tuple[str, ...] | str = Field(
+        (), alias="set", description="Settings over those of the files: EXPERIMENT.section.key=value."
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole workflow, checked and resolved.
+
+    Attributes:
+        experiments: name -> settings, in the order in which they were named.
+        shards: slices for parallel inference.
+        results: folder of all experiments' files.
+    """
+
+    experiments: dict[str, ExperimentSettings]
+    shards: int
+    results: Path
+    site: Site
+    _digests: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def settings(self, experiment: str) -> ExperimentSettings:
+        """
+        Raises:
+            ManyscopeError: no experiment of that name takes part.
+        """
+        if experiment not in self.experiments:
+            known = list(self.experiments)
+            raise ManyscopeError(
+                f"experiment {experiment!r} is unknown",
+                allowed=", ".join(known),
+                remedy=did_you_mean(experiment, known) or f"add it to experiments in {CONFIG_FILE}",
+            )
+        return self.experiments[experiment]
+
+    def paths(self, experiment: str) -> ExperimentPaths:
+        """The files of one experiment; `{experiment}` itself, in braces, gives the patterns of the rules.
+
+        Raises:
+            ManyscopeError: no experiment of that name takes part.
+        """
+        if experiment != "{experiment}":
+            self.settings(experiment)
+        return ExperimentPaths.of(self.results, experiment)
+
+    def stage_json(self, experiment: str, stage: str) -> str:
+        """What one stage reads, as one line of JSON that is the same for the same settings."""
+        values = self.settings(experiment).stage_values(stage)
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def code_digest(self, experiment: str, stage: str) -> str:
+        """SHA-256 of the source that the stage runs for this experiment."""
+        if (experiment, stage) not in self._digests:
+            settings = self.settings(experiment)
+            texts = (value for _, value in leaves(settings.stage_values(stage)) if isinstance(value, str))
+            paths = [text for text in texts if _IMPORT_PATH.fullmatch(text)]
+            self._digests[experiment, stage] = code_digest(stage, SCOPES.path(settings.scope), paths)
+        return self._digests[experiment, stage]
+
+
+def load_config(config: Mapping[str, Any] | None = None, directory: Path = Path()) -> Config:
+    """Everything that the workflow needs to know, from the files under `directory`.
+
+    Args:
+        config: the values that Snakemake has merged from its configuration files and `--config`; None reads
+            `config/config.yaml`.
+
+    Raises:
+        SettingsError: holds every problem of every file, one line each with file and line.
+    """
+    layer = _workflow_layer(config, directory / CONFIG_FILE)
+    site, problems = Site(), []
+    site_file = directory / str(layer.values.get("site_file", SITE_FILE))
+    try:
+        # The site's own place can depend on the environment, not yet on the site.
+        where, _ = filled(Layer({"site_file": str(layer.values.get("site_file", SITE_FILE))}), {}, "")
+        site_file = directory / str(where.values["site_file"])
+        site = load_site(site_file)
+    except SettingsError as error:
+        problems += error.problems
+
+    overrides = layer.values.pop("set", None)  # its placeholders are filled in after it is cut into values
+    layer, wrong = filled(layer, site.placeholders(), str(site_file))
+    problems += wrong
+    workflow, wrong = validated(WorkflowSettings, layer)
+    problems += wrong
+    if workflow is None:
+        raise SettingsError(*problems)
+
+    folder = directory / workflow.experiments_folder
+    names, wrong = _experiment_names(workflow.experiments, layer)
+    problems += wrong
+    given: dict[str, list[Layer]] = {}
+    try:
+        texts = split_overrides(overrides)
+        places = [layer.places.get(("set", n)) for n in range(len(texts))] if isinstance(overrides, list) else None
+        if isinstance(overrides, str) and ("set",) in layer.places and layer.places["set",].line:
+            places = [layer.places["set",]] * len(texts)
+        given = by_experiment(texts, places)
+    except SettingsError as error:
+        problems += error.problems
+    for name in given.keys() - set(names):
+        known = sorted({*names, *known_experiments(folder)})
+        if name not in known:
+            for override in given[name]:
+                hint = did_you_mean(name, known)
+                place = next(p for k, p in override.places.items() if k)
+                problems.append(f"{place.source}: no experiment {name!r}, known: {', '.join(known)}; {hint}".rstrip("; "))
+
+    experiments = {}
+    for name in names:
+        try:
+            experiments[name] = _load(folder / f"{name}.yaml", folder, given.get(name, []), site, site_file)
+        except SettingsError as error:
+            problems += error.problems
+    if problems:
+        raise SettingsError(*dict.fromkeys(problems))
+    return Config(experiments, workflow.shards, workflow.results, site)
+
+
+def load_experiment(
+    name_or_path: str | Path,
+    folder: Path = EXPERIMENTS_FOLDER,
+    overrides: Sequence[str | Layer] = (),
+    site: Site | None = None,
+) -> ExperimentSettings:
+    """One experiment: the scope's defaults, under its default_settings, under the file, under the overrides.
+
+    Args:
+        name_or_path: `galaxies`, for the file of that name in `folder`, or the path of a YAML file.
+        overrides: `section.key=value`; a later one wins.
+        site: None reads `config/local.yaml` where it exists.
+
+    Raises:
+        SettingsError: holds every problem that was found, one line each.
+    """
+    text = str(name_or_path)
+    is_path = isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text
+    file = Path(text) if is_path else folder / f"{text}.yaml"
+    layers, problems = [], []
+    for override in overrides:
+        try:
+            layers.append(parse_override(override) if isinstance(override, str) else override)
+        except SettingsError as error:
+            problems += error.problems
+    try:
+        settings = _load(file, folder, layers, load_site() if site is None else site, SITE_FILE)
+    except SettingsError as error:
+        problems += error.problems
+    if problems:
+        raise SettingsError(*problems)
+    return settings
+
+
+def known_experiments(folder: Path = EXPERIMENTS_FOLDER) -> list[str]:
+    """The names of the experiment files in a folder, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def scope_settings(scope: str) -> type[ExperimentSettings]:
+    """The settings model of a scope.
+
+    Raises:
+        ManyscopeError: the scope is unknown, cannot be imported, or has no such model.
+    """
+    settings = getattr(SCOPES.find(scope), "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, ExperimentSettings)):
+        raise ManyscopeError(
+            f"scope {scope!r} has no settings model",
+            allowed="a class with an attribute Settings, derived from ExperimentSettings",
+        )
+    return settings
+
+
+def scope_defaults(scope: str) -> Layer | None:
+    """The plug-in's default settings, or None where the scope brings none.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    path = getattr(SCOPES.find(scope), "default_settings", None)
+    return None if path is None else read_layer(Path(path))
+
+
+def _load(file: Path, folder: Path, overrides: Iterable[Layer], site: Site, site_file: Path) -> ExperimentSettings:
+    if not file.is_file():
+        known = known_experiments(folder)
+        listed = ", ".join(known) or f"none in {folder}"
+        hint = did_you_mean(file.stem, known)
+        raise SettingsError(f"{file}: there is no such experiment, known: {listed}" + (f"; {hint}" if hint else ""))
+    own = read_layer(file)
+    layers, problems = [], []
+    for layer in (own, *overrides):
+        layer, wrong = filled(layer, site.placeholders(), str(site_file))
+        layers.append(layer)
+        problems += wrong
+    own = layers[0]
+    scope = merged(layers).values.get("scope")
+    if not isinstance(scope, str):
+        text = "missing" if "scope" not in own.values else f"found {found(scope)}"
+        raise SettingsError(*problems, own.problem(("scope",), f"{text}, allowed: {', '.join(SCOPES.names())}"))
+    try:
+        model = scope_settings(scope)
+    except ManyscopeError as error:
+        raise SettingsError(*problems, merged(layers).problem(("scope",), str(error))) from error
+    try:
+        defaults = scope_defaults(scope)
+    except SettingsError as error:
+        raise SettingsError(*problems, *error.problems) from error
+    if defaults is not None:
+        defaults, wrong = filled(defaults, site.placeholders(), str(site_file))
+        problems += wrong
+        layers = [defaults, *layers]
+    for layer in layers:
+        _drop_empty_sections(layer, model)
+    final = merged(layers)
+    final.places[()] = own.places[()]
+    if problems:  # a placeholder without a value would only be reported a second time
+        known_places = {problem.split(": ")[0] for problem in problems}
+        _, wrong = validated(model, final)
+        raise SettingsError(*problems, *(p for p in wrong if p.split(": ")[0] not in known_places))
+    settings, problems = validated(model, final)
+    if problems:
+        raise SettingsError(*problems)
+    return settings
+
+
+def _drop_empty_sections(layer: Layer, model: type[ExperimentSettings]) -> None:
+    """`train:` with nothing under it, such as with every line commented out, sets nothing."""
+    for name, info in model.model_fields.items():
+        is_section = isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+        if is_section and name in layer.values and layer.values[name] is None:
+            del layer.values[name]
+
+
+def _workflow_layer(config: Mapping[str, Any] | None, file: Path) -> Layer:
+    if config is None:
+        if not file.is_file():
+            raise SettingsError(f"{file}: there is no such file; run in the folder that holds {CONFIG_FILE}")
+        return read_layer(file)
+    written = read_layer(file) if file.is_file() else Layer({})
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    places = {(): written.places.get((), Place("--config"))}
+    for key, value in values.items():
+        if key in written.values and written.values[key] == value:
+            places |= {path: place for path, place in written.places.items() if path[:1] == (key,)}
+        else:
+            places[key,] = Place(f"--config {key}", key=(key,))
+    return Layer(values, places)
+
+
+def _experiment_names(given: Sequence[str] | str, layer: Layer) -> tuple[list[str], list[str]]:
+    """The names, each once, and what is wrong with them."""
+    names = re.split(r"[\s,]+", given.strip(" \t\n,")) if isinstance(given, str) else list(given)
+    problems = []
+    for position, name in enumerate(names):
+        place = ("experiments",) if isinstance(given, str) else ("experiments", position)
+        if not _NAME.fullmatch(name) or name in _RESERVED:
+            allowed = f"letters, digits, '_' and '-', not {_RESERVED[0]!r}"
+            problems.append(layer.problem(place, f"found {found(name)}, allowed: {allowed}"))
+    return list(dict.fromkeys(names)), problems

@@ -1,0 +1,111 @@
+"""Settings given beside the files: `train.lr=3e-4` on the command line, `galaxies.train.lr=3e-4` in the workflow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from manyscope.errors import SettingsError
+from manyscope.settings.source import Layer, Place, found, parse_layer
+
+# Where one override ends and the next begins in a text that holds several.
+_NEXT = re.compile(r"[\s,]+(?=[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+\s*=)")
+
+
+def parse_override(text: str, prefix: str = "", place: Place | None = None) -> Layer:
+    """A layer with the one key that `section.key=value` sets; the value is YAML.
+
+    Args:
+        prefix: the experiment, for messages.
+        place: where the override was written, when that is a file; otherwise problems name `--set KEY`.
+
+    Raises:
+        SettingsError: there is no "=", the key has an empty part, or the value is not YAML.
+    """
+    path, equals, value = text.partition("=")
+    named = f"{prefix}.{path.strip()}" if prefix else path.strip()
+    key = tuple(part.strip() for part in path.split("."))
+    source = f"{place.source}:{place.line}: set {named}" if place else f"--set {named}"
+    if not equals:
+        raise SettingsError(f"{source}: '=' is missing, allowed: section.key=value, such as train.lr=3e-4")
+    if not all(key):
+        raise SettingsError(f"{source}: the key has an empty part, allowed: section.key=value, such as train.lr=3e-4")
+    values: Any = parse_layer(value.strip(), source, has_lines=False).values
+    for part in reversed(key):
+        values = {part: values}
+    return Layer(values, {key: Place(source, key=key)})
+
+
+def split_overrides(given: object) -> list[str]:
+    """One text for each override.
+
+    Snakemake reads `--config 'set=[a.b.c=1,d.e.f=2]'` as YAML: it hands over a list of texts, or the bracketed text
+    itself where a value holds brackets or braces and the whole is no YAML.
+
+    Raises:
+        SettingsError: an item is not a text.
+    """
+    if given is None:
+        return []
+    if isinstance(given, str):
+        text = given.strip()
+        if text.startswith("[") and text.endswith("]"):
+            text = text[1:-1].strip()
+        return _split(text)
+    if not isinstance(given, Sequence):
+        raise SettingsError(_not_text(given))
+    for item in given:
+        if not isinstance(item, str):
+            raise SettingsError(_not_text(item))
+    return [item.strip() for item in given if item.strip()]
+
+
+def _not_text(value: object) -> str:
+    return f"--set: found {found(value)}, allowed: EXPERIMENT.section.key=value, such as galaxies.train.lr=3e-4"
+
+
+def _split(text: str) -> list[str]:
+    """Cut before each `name.name=` that stands outside quotes, brackets and braces."""
+    depth, quote, before, outside = 0, "", "=", []
+    for letter in text:
+        outside.append(not quote and depth == 0)
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and before in "=,:[{ ":  # an apostrophe within a word quotes nothing
+            quote = letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        before = letter
+    cuts = [match for match in _NEXT.finditer(text) if outside[match.start()]]
+    starts = [0, *(match.end() for match in cuts)]
+    ends = [*(match.start() for match in cuts), len(text)]
+    return [part for start, end in zip(starts, ends, strict=True) if (part := text[start:end].strip(" ,\n\t"))]
+
+
+def by_experiment(texts: Sequence[str], places: Sequence[Place | None] | None = None) -> dict[str, list[Layer]]:
+    """The overrides of each experiment, `EXPERIMENT.section.key=value`, in the order given.
+
+    Raises:
+        SettingsError: an override cannot be read; holds the problems of all of them.
+    """
+    result: dict[str, list[Layer]] = {}
+    problems: list[str] = []
+    for text, place in zip(texts, places or [None] * len(texts), strict=True):
+        experiment, dot, rest = text.partition(".")
+        if not dot or "=" in experiment or not experiment.strip():
+            where = f"{place.source}:{place.line}: set" if place else "--set"
+            example = "EXPERIMENT.section.key=value, such as galaxies.train.lr=3e-4"
+            problems.append(f"{where} {text}: names no experiment and key, allowed: {example}")
+            continue
+        try:
+            layer = parse_override(rest, experiment.strip(), place)
+        except SettingsError as error:
+            problems += error.problems
+        else:
+            result.setdefault(experiment.strip(), []).append(layer)
+    if problems:
+        raise SettingsError(*problems)
+    return result

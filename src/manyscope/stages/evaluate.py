@@ -1,0 +1,45 @@
+"""evaluate: judge the predictions beside the scope's baselines."""
+
+from __future__ import annotations
+
+from manyscope.evaluation.figures import forest_plot, save_figure, style, training_curves
+from manyscope.log import logger
+from manyscope.scopes.registry import find_scope
+from manyscope.settings.paths import ExperimentPaths
+from manyscope.settings.sections import ExperimentSettings
+from manyscope.tables.metrics import metrics_document, metrics_table
+from manyscope.tables.parquet import read_table, write_table
+from manyscope.tables.predictions import read_predictions
+from manyscope.tables.samples import read_samples
+from manyscope.tables.whole import whole_folder, write_json
+
+
+def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
+    """Write evaluate/: figures with their captions, the forest plot, metrics.parquet and, last, metrics.json, whose
+    presence means that the rest is complete.
+
+    Raises:
+        DataError: a file of an earlier stage is missing or broken, or a metric is not defined.
+    """
+    scope = find_scope(settings.scope)
+    samples, predictions = read_samples(paths.samples), read_predictions(paths.predictions)
+    with style():
+        evaluation = scope.evaluate(settings, paths.prepared, samples, predictions)
+    document = metrics_document(paths.experiment, scope.name, evaluation.headline, evaluation.metrics)
+    figures, captions = dict(evaluation.figures), dict(evaluation.captions)
+    if paths.history.is_file():
+        figures.setdefault("training", training_curves(read_table(paths.history)))
+        captions.setdefault("training", "Curves of the training.")
+
+    paths.metrics.unlink(missing_ok=True)
+    with whole_folder(paths.figures) as folder:
+        for name, figure in sorted(figures.items()):
+            save_figure(figure, folder / f"{name}.png")
+        write_json(folder / "captions.json", {name: captions.get(name, "") for name in sorted(figures)})
+    save_figure(forest_plot(evaluation.metrics), paths.evaluate / "summary.png")
+    write_table(paths.metrics_table, metrics_table(evaluation.metrics))
+    write_json(paths.metrics, document)
+    for metric in evaluation.metrics:
+        if metric.name == evaluation.headline:
+            beside = f", {metric.baseline} {metric.baseline_value:.4g}" if metric.baseline else ""
+            logger.info("%s: %.4g [%.4g, %.4g]%s", metric.label, metric.value, metric.low, metric.high, beside)

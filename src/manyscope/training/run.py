@@ -1,0 +1,139 @@
+"""One training as the chain sees it: what a scope's `fit` may continue from and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from manyscope.errors import DataError, ManyscopeError
+from manyscope.log import logger
+from manyscope.settings.sections import ExperimentSettings
+from manyscope.tables.parquet import write_table
+from manyscope.training import checkpoints
+from manyscope.training.provenance import settings_digest
+from manyscope.training.tracking import Forgiving
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from manyscope.settings.paths import ExperimentPaths
+
+HISTORY = {"step": pl.Int64, "epoch": pl.Float64, "name": pl.String, "value": pl.Float64}
+
+
+class TrainingRun:
+    """A training that can be killed at any moment.
+
+    Everything lies in a folder under `train/resume/` whose name is a digest of settings and data: a run with other
+    settings never continues from it, and a run that returns to these settings does.
+
+    Attributes:
+        folder: where `fit` keeps whatever it needs to continue. Removed after success.
+        continued_from: step from which this process continues, or None for a new training.
+    """
+
+    def __init__(
+        self, settings: ExperimentSettings, paths: ExperimentPaths, data_digest: str, tags: Mapping[str, str]
+    ) -> None:
+        self.values = settings.stage_values("train")
+        self.scope, self.model = settings.scope, self.values["model"]
+        self._paths, self._tracker_name, self._tags = paths, settings.train.tracker, tags
+        self.fingerprint = settings_digest({**self.values, "data": data_digest})
+        self.folder = paths.resume / self.fingerprint[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.continued_from: int | None = None
+        self._rows: list[tuple[int, float, str, float]] = []
+        self._tracker: Forgiving | None = None
+
+    @property
+    def best(self) -> Path:
+        """The best weights so far."""
+        return self.folder / "best.ckpt"
+
+    @property
+    def _history(self) -> Path:
+        return self.folder / "history.jsonl"
+
+    @property
+    def _run_id(self) -> Path:
+        return self.folder / "tracker-run-id"
+
+    def begin(self, step: int | None = None) -> None:
+        """Open history and tracker; `step` is the step of the checkpoint that training continues from."""
+        self.continued_from = step
+        if step is None:
+            logger.info("training starts")
+        else:
+            logger.info("training continues from its checkpoint at step %d", step)
+            lines = self._history.read_text().splitlines() if self._history.exists() else []
+            self._rows = [tuple(row) for row in map(_parsed, lines) if row and row[0] <= step]
+        # Rows of steps that will be repeated, and a last line cut by a kill, must not stay.
+        self._history.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        run_id = self._run_id.read_text() if self._run_id.exists() else None
+        flat = {f"{s}.{k}": v for s in ("model", "train") for k, v in self.values[s].items()}
+        tags = {**self._tags, "settings_digest": self.fingerprint}
+        results = self._paths.root.parent
+        self._tracker = Forgiving(self._tracker_name, results, self._paths.experiment, run_id, flat, tags)
+        if self._tracker.run_id:
+            self._run_id.write_text(self._tracker.run_id)
+
+    def log(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Add values to history and tracker.
+
+        Raises:
+            ManyscopeError: a value is not finite: the training diverged and cannot recover.
+        """
+        assert self._tracker, "begin() comes first"
+        bad = {key: value for key, value in values.items() if not math.isfinite(value)}
+        if bad:
+            raise ManyscopeError(
+                f"{bad} at step {step}: the training diverged",
+                place=self._paths.train,
+                remedy="lower train.lr or set train.gradient_clip_norm, and look for odd samples",
+            )
+        rows = [(step, epoch, name, float(value)) for name, value in values.items()]
+        self._rows += rows
+        with self._history.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self._tracker.log(step, values)
+
+    def save_best(self, module: nn.Module) -> None:
+        """Keep these weights as the best so far."""
+        checkpoints.save_weights(self.best, module, self.scope, self.model)
+
+    @property
+    def history(self) -> pl.DataFrame:
+        """Long form: step, epoch, name ("train/loss", "validation/loss", …), value."""
+        return pl.DataFrame(self._rows, schema=HISTORY, orient="row")
+
+    def finish(self) -> dict[str, Any]:
+        """Write model.ckpt and history.parquet, and return what run.json shall say about the tracker.
+
+        Raises:
+            DataError: the scope's `fit` left no weights.
+        """
+        if not self.best.exists():
+            raise DataError("the training left no weights", place=self.best)
+        write_table(self._paths.history, self.history)
+        with checkpoints.whole_file(self._paths.model) as partial:
+            shutil.copyfile(self.best, partial)
+        assert self._tracker
+        self._tracker.close(succeeded=True)
+        return {"tracker": self._tracker_name, "tracker_run_id": self._tracker.run_id}
+
+    def discard_resume(self) -> None:
+        """Forget the checkpoints of this and of other, unfinished trainings of the experiment."""
+        shutil.rmtree(self._paths.resume, ignore_errors=True)
+
+
+def _parsed(line: str) -> list[Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
