@@ -80,10 +80,11 @@ def render(page: Page) -> str:
     # Inside a script element only "<" can end it or start a comment; in JSON it can be written as an escape.
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     plotly, program = (_script_text(text) for text in (get_plotlyjs(), _asset("page.js")))
-    # Only these two scripts may run: markup that slipped through an escape would still be inert.
+    # Only these two scripts may run: markup that slipped through an escape would still be inert. Plotly's WebGL
+    # traces compile their drawing loops at run time, hence 'unsafe-eval'.
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        f"script-src {_source_hash(plotly)} {_source_hash(program)}; base-uri 'none'; form-action 'none'"
+        f"script-src 'unsafe-eval' {_source_hash(plotly)} {_source_hash(program)}; base-uri 'none'; form-action 'none'"
     )
     return Template(_asset("page.html")).substitute(
         policy=policy,

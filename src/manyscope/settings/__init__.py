@@ -1,7 +1,14 @@
 """Strict settings: reading, checking and explaining them. Imports nothing heavy, as the workflow imports it often."""
 
 from manyscope.errors import SettingsError
-from manyscope.settings.loading import Config, known_experiments, load_config, load_experiment, scope_settings
+from manyscope.settings.loading import (
+    Config,
+    known_experiments,
+    load_config,
+    load_experiment,
+    scope_settings,
+    stage_settings,
+)
 from manyscope.settings.overrides import parse_override
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import STAGES, ExperimentSettings
@@ -20,4 +27,5 @@ __all__ = [
     "load_site",
     "parse_override",
     "scope_settings",
+    "stage_settings",
 ]

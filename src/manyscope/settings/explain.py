@@ -234,9 +234,13 @@ def _count(schema: Schema, suffix: str, unit: str) -> str:
         return ""
     if least == most:
         return f"of {least} {unit}"
-    return "of " + " and ".join(
-        f"{word} {count}" for word, count in (("at least", least), ("at most", most)) if count is not None
-    ) + f" {unit}"
+    return (
+        "of "
+        + " and ".join(
+            f"{word} {count}" for word, count in (("at least", least), ("at most", most)) if count is not None
+        )
+        + f" {unit}"
+    )
 
 
 def _text(value: Any) -> str:

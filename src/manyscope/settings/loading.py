@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, create_model
 
 from manyscope.errors import ManyscopeError, SettingsError, did_you_mean
 from manyscope.registry import SCOPES
-from manyscope.settings.code import code_digest
+from manyscope.settings.code import code_digest, module_digest
 from manyscope.settings.explain import validated
 from manyscope.settings.overrides import by_experiment, parse_override, split_overrides
 from manyscope.settings.paths import ExperimentPaths
@@ -90,6 +90,10 @@ class Config:
         values = self.settings(experiment).stage_values(stage)
         return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
+    def summary_digest(self) -> str:
+        """SHA-256 of the source that writes the summary of all experiments."""
+        return module_digest("manyscope.evaluation.summary")
+
     def code_digest(self, experiment: str, stage: str) -> str:
         """SHA-256 of the source that the stage runs for this experiment."""
         if (experiment, stage) not in self._digests:
@@ -100,28 +104,34 @@ class Config:
         return self._digests[experiment, stage]
 
 
-def load_config(config: Mapping[str, Any] | None = None, directory: Path = Path()) -> Config:
+def load_config(
+    config: Mapping[str, Any] | None = None,
+    directory: Path = Path(),
+    *,
+    config_file: Path = CONFIG_FILE,
+    experiments: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+) -> Config:
     """Everything that the workflow needs to know, from the files under `directory`.
 
     Args:
         config: the values that Snakemake has merged from its configuration files and `--config`; None reads
-            `config/config.yaml`.
+            `config_file`.
+        experiments: names that take the place of those in the file.
+        overrides: `EXPERIMENT.section.key=value`, applied after those of the file.
 
     Raises:
         SettingsError: holds every problem of every file, one line each with file and line.
     """
-    layer = _workflow_layer(config, directory / CONFIG_FILE)
-    site, problems = Site(), []
-    site_file = directory / str(layer.values.get("site_file", SITE_FILE))
+    layer, texts, problems = _workflow_layer(config, directory / config_file)
+    if experiments is not None:
+        layer = merged([layer, Layer({"experiments": list(experiments)}, {("experiments",): Place("--experiment")})])
+    site_file = directory / _site_file(layer)
+    site = Site()
     try:
-        # The site's own place can depend on the environment, not yet on the site.
-        where, _ = filled(Layer({"site_file": str(layer.values.get("site_file", SITE_FILE))}), {}, "")
-        site_file = directory / str(where.values["site_file"])
         site = load_site(site_file)
     except SettingsError as error:
         problems += error.problems
-
-    overrides = layer.values.pop("set", None)  # its placeholders are filled in after it is cut into values
     layer, wrong = filled(layer, site.placeholders(), str(site_file))
     problems += wrong
     workflow, wrong = validated(WorkflowSettings, layer)
@@ -129,35 +139,24 @@ def load_config(config: Mapping[str, Any] | None = None, directory: Path = Path(
     if workflow is None:
         raise SettingsError(*problems)
 
-    folder = directory / workflow.experiments_folder
     names, wrong = _experiment_names(workflow.experiments, layer)
     problems += wrong
     given: dict[str, list[Layer]] = {}
     try:
-        texts = split_overrides(overrides)
-        places = [layer.places.get(("set", n)) for n in range(len(texts))] if isinstance(overrides, list) else None
-        if isinstance(overrides, str) and ("set",) in layer.places and layer.places["set",].line:
-            places = [layer.places["set",]] * len(texts)
-        given = by_experiment(texts, places)
+        given = by_experiment([*texts, *((text, None) for text in overrides)])
     except SettingsError as error:
         problems += error.problems
-    for name in given.keys() - set(names):
-        known = sorted({*names, *known_experiments(folder)})
-        if name not in known:
-            for override in given[name]:
-                hint = did_you_mean(name, known)
-                place = next(p for k, p in override.places.items() if k)
-                problems.append(f"{place.source}: no experiment {name!r}, known: {', '.join(known)}; {hint}".rstrip("; "))
-
-    experiments = {}
+    folder = directory / workflow.experiments_folder
+    problems += _strangers(given, sorted({*names, *known_experiments(folder)}))
+    loaded = {}
     for name in names:
         try:
-            experiments[name] = _load(folder / f"{name}.yaml", folder, given.get(name, []), site, site_file)
+            loaded[name] = _load(folder / f"{name}.yaml", folder, given.get(name, []), site, site_file)
         except SettingsError as error:
             problems += error.problems
     if problems:
         raise SettingsError(*dict.fromkeys(problems))
-    return Config(experiments, workflow.shards, workflow.results, site)
+    return Config(loaded, workflow.shards, workflow.results, site)
 
 
 def load_experiment(
@@ -224,6 +223,26 @@ def scope_defaults(scope: str) -> Layer | None:
     return None if path is None else read_layer(Path(path))
 
 
+def stage_settings(model: type[ExperimentSettings], stage: str, values: Mapping[str, Any]) -> ExperimentSettings:
+    """The settings of one stage from what `Config.stage_json` wrote, checked again since a shell may have held them.
+
+    Raises:
+        SettingsError: a section or key is wrong; holds every problem.
+    """
+    problems = []
+    sections = model.reads[stage]
+    for name in values.keys() - {"scope", *sections}:
+        problems.append(f"--settings: {name}: stage {stage!r} does not read it, allowed: {', '.join(sections)}")
+    for name in sections:
+        section = model.model_fields[name].annotation
+        layer = Layer({name: values.get(name, {})}, {(): Place("--settings")})
+        wrapper = create_model(f"Stage{name.title()}", __base__=Section, **{name: (section, ...)})  # type: ignore[call-overload]
+        problems += validated(wrapper, layer)[1]
+    if problems:
+        raise SettingsError(*sorted(problems))
+    return model.from_stage_values(stage, dict(values))
+
+
 def _load(file: Path, folder: Path, overrides: Iterable[Layer], site: Site, site_file: Path) -> ExperimentSettings:
     if not file.is_file():
         known = known_experiments(folder)
@@ -275,20 +294,59 @@ def _drop_empty_sections(layer: Layer, model: type[ExperimentSettings]) -> None:
             del layer.values[name]
 
 
-def _workflow_layer(config: Mapping[str, Any] | None, file: Path) -> Layer:
-    if config is None:
-        if not file.is_file():
-            raise SettingsError(f"{file}: there is no such file; run in the folder that holds {CONFIG_FILE}")
-        return read_layer(file)
+def _workflow_layer(
+    config: Mapping[str, Any] | None, file: Path
+) -> tuple[Layer, list[tuple[str, Place | None]], list[str]]:
+    """The workflow's values without the overrides, the overrides with their places, and what is wrong with these.
+
+    Snakemake's `--config set=…` would hide the overrides of the file; here they come after them, as on the
+    command line.
+    """
+    if config is None and not file.is_file():
+        raise SettingsError(f"{file}: there is no such file; run in the folder that holds {CONFIG_FILE}")
     written = read_layer(file) if file.is_file() else Layer({})
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-    places = {(): written.places.get((), Place("--config"))}
+    values = dict(written.values if config is None else config)
+    layer = Layer({}, {(): written.places.get((), Place("--config"))})
     for key, value in values.items():
         if key in written.values and written.values[key] == value:
-            places |= {path: place for path, place in written.places.items() if path[:1] == (key,)}
+            layer.places |= {path: place for path, place in written.places.items() if path[:1] == (key,)}
         else:
-            places[key,] = Place(f"--config {key}", key=(key,))
-    return Layer(values, places)
+            layer.places[key,] = Place(f"--config {key}", key=(key,))
+        layer.values[key] = value
+
+    texts: list[tuple[str, Place | None]] = []
+    problems = []
+    given = layer.values.pop("set", None)
+    for source, overrides in ((written, written.values.get("set")), (layer, given)):
+        if source is layer and overrides == written.values.get("set"):
+            continue
+        try:
+            for position, text in enumerate(split_overrides(overrides)):
+                place = source.place(("set", position)) if source is written else None
+                texts.append((text, place))
+        except SettingsError as error:
+            problems += [layer.problem(("set",), problem) for problem in error.problems]
+    return layer, texts, problems
+
+
+def _site_file(layer: Layer) -> Path:
+    """The site file can depend on the environment, not on the site; what is wrong here is reported with the rest."""
+    value = layer.values.get("site_file", str(SITE_FILE))
+    one, wrong = filled(Layer({"site_file": value}), {}, "")
+    found_value = one.values["site_file"]
+    return Path(found_value) if isinstance(found_value, str) and not wrong else SITE_FILE
+
+
+def _strangers(given: Mapping[str, Sequence[Layer]], known: list[str]) -> list[str]:
+    """Overrides of experiments that do not exist; those of experiments that do not take part are left alone."""
+    problems = []
+    for name in given.keys() - set(known):
+        hint = did_you_mean(name, known)
+        for override in given[name]:
+            place = next(place for path, place in override.places.items() if path)
+            text = f"no experiment {name!r}, known: {', '.join(known)}" + (f"; {hint}" if hint else "")
+            problems.append(f"{place.source}: {text}")
+    return sorted(problems)
 
 
 def _experiment_names(given: Sequence[str] | str, layer: Layer) -> tuple[list[str], list[str]]:

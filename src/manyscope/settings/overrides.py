@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from manyscope.errors import SettingsError
@@ -11,6 +11,8 @@ from manyscope.settings.source import Layer, Place, found, parse_layer
 
 # Where one override ends and the next begins in a text that holds several.
 _NEXT = re.compile(r"[\s,]+(?=[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+\s*=)")
+
+_EXAMPLE = "EXPERIMENT.section.key=value, such as galaxies.train.lr=3e-4"
 
 
 def parse_override(text: str, prefix: str = "", place: Place | None = None) -> Layer:
@@ -62,7 +64,7 @@ def split_overrides(given: object) -> list[str]:
 
 
 def _not_text(value: object) -> str:
-    return f"--set: found {found(value)}, allowed: EXPERIMENT.section.key=value, such as galaxies.train.lr=3e-4"
+    return f"found {found(value)}, allowed: a list of {_EXAMPLE}"
 
 
 def _split(text: str) -> list[str]:
@@ -85,27 +87,28 @@ def _split(text: str) -> list[str]:
     return [part for start, end in zip(starts, ends, strict=True) if (part := text[start:end].strip(" ,\n\t"))]
 
 
-def by_experiment(texts: Sequence[str], places: Sequence[Place | None] | None = None) -> dict[str, list[Layer]]:
-    """The overrides of each experiment, `EXPERIMENT.section.key=value`, in the order given.
+def by_experiment(overrides: Iterable[tuple[str, Place | None]]) -> dict[str, list[Layer]]:
+    """The overrides of each experiment, in the order given.
+
+    Args:
+        overrides: `EXPERIMENT.section.key=value`, with the file and line where it stands in a file.
 
     Raises:
         SettingsError: an override cannot be read; holds the problems of all of them.
     """
     result: dict[str, list[Layer]] = {}
     problems: list[str] = []
-    for text, place in zip(texts, places or [None] * len(texts), strict=True):
-        experiment, dot, rest = text.partition(".")
-        if not dot or "=" in experiment or not experiment.strip():
-            where = f"{place.source}:{place.line}: set" if place else "--set"
-            example = "EXPERIMENT.section.key=value, such as galaxies.train.lr=3e-4"
-            problems.append(f"{where} {text}: names no experiment and key, allowed: {example}")
-            continue
+    for text, place in overrides:
+        path, equals, _ = text.partition("=")
+        experiment, _, rest = text.partition(".")
+        experiment = experiment.strip()
         try:
-            layer = parse_override(rest, experiment.strip(), place)
+            if equals and ("." not in path or not experiment):
+                where = f"{place.source}:{place.line}: set" if place else "--set"
+                raise SettingsError(f"{where} {path.strip()}: names no experiment, allowed: {_EXAMPLE}")
+            result.setdefault(experiment, []).append(parse_override(rest, experiment, place))
         except SettingsError as error:
             problems += error.problems
-        else:
-            result.setdefault(experiment.strip(), []).append(layer)
     if problems:
         raise SettingsError(*problems)
     return result

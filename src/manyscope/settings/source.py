@@ -133,9 +133,7 @@ def parse_layer(text: str, source: str, has_lines: bool = True) -> Layer:
     return layer
 
 
-def _value(
-    node: Node, path: Key, layer: Layer, problems: list[str], above: tuple[int, ...], has_lines: bool
-) -> Any:
+def _value(node: Node, path: Key, layer: Layer, problems: list[str], above: tuple[int, ...], has_lines: bool) -> Any:
     source = layer.places[()].source
 
     def place(at: Node) -> Place:

@@ -8,6 +8,7 @@ continues from a checkpoint takes the same steps as one that was never interrupt
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import sys
@@ -41,6 +42,7 @@ OPTIMIZERS = Registry(
     },
 )
 _LINE_EVERY_S = 10.0
+_PHASES = ("weights", "train", "validation")
 
 
 def fit(scope: Scope[Any], settings: ExperimentSettings, prepared: Path, run: TrainingRun) -> None:
@@ -51,9 +53,10 @@ def fit(scope: Scope[Any], settings: ExperimentSettings, prepared: Path, run: Tr
         ManyscopeError: the loss is not finite, or processes are missing.
     """
     train = settings.train
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's matrix products are not repeatable
     torch.use_deterministic_algorithms(True, warn_only=True)
-    seed_step(train.seed, 0, 0)
+    seed_step(train.seed, 0, 0, "weights")
     data = scope.data(settings, prepared)
     module = Training(scope.model(settings, data), data, train, run)
     where = placement()
@@ -85,15 +88,17 @@ def fit(scope: Scope[Any], settings: ExperimentSettings, prepared: Path, run: Tr
         )  # fmt: skip
     try:
         trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
     except (RuntimeError, KeyError) as error:
         if last.exists() and "state_dict" in str(error):
             raise CheckpointError(f"of another model ({error})", place=last, remedy="delete train/resume/") from error
         raise
 
 
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed torch's and numpy's global generators for one step of one process."""
-    state = np.random.SeedSequence((seed, step, process)).generate_state(2)
+def seed_step(seed: int, step: int, process: int, phase: str = "train") -> None:
+    """Seed torch's and numpy's global generators for one step of one process in one phase of the training."""
+    state = np.random.SeedSequence((seed, step, process, _PHASES.index(phase))).generate_state(2)
     torch.manual_seed(int(state[0]))
     np.random.seed(int(state[1]))  # noqa: NPY002 - models may use numpy's global generator
 
@@ -132,7 +137,7 @@ class Training(lightning.LightningModule):
         return DataLoader(
             batches,
             batch_size=None,
-            sampler=_RoundSampler(self.steps_per_round),
+            sampler=_RoundSampler(self.steps_per_round, self.current_epoch),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -144,14 +149,14 @@ class Training(lightning.LightningModule):
 
     # -------------------------------------------------------------------------------------------------- steps
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        seed_step(self._settings.seed, 1 + self.global_step, self.global_rank)
+        seed_step(self._settings.seed, self.global_step, self.global_rank)
         losses = self.network.losses(batch)  # type: ignore[operator]
         self._train.add(losses, 1)
         self._speak()
         return losses["loss"]
 
     def validation_step(self, batch: Any, index: int) -> None:
-        seed_step(self._settings.seed, -1 - index, self.global_rank)
+        seed_step(self._settings.seed, index, self.global_rank, "validation")
         self._validation.add(self.network.losses(batch), _size(batch))  # type: ignore[operator]
 
     def on_train_epoch_end(self) -> None:
@@ -258,10 +263,14 @@ class _StepBatches(Dataset[Any]):
 
 
 class _RoundSampler(Sampler[int]):
-    """The steps of the present round. Lightning calls `set_epoch` with the number of rounds done."""
+    """The steps of the present round.
 
-    def __init__(self, steps: int) -> None:
-        self._steps, self._round = steps, 0
+    Lightning calls `set_epoch` with the number of rounds done, but fetches the first batch of a continued training
+    before it does so.
+    """
+
+    def __init__(self, steps: int, rounds_done: int) -> None:
+        self._steps, self._round = steps, rounds_done
 
     def set_epoch(self, epoch: int) -> None:
         self._round = epoch

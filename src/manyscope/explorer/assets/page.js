@@ -2,6 +2,7 @@
 (() => {
   const ARRAYS = { float32: Float32Array, float64: Float64Array, int32: Int32Array, int16: Int16Array };
   const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442", "#882255", "#44aa99", "#999933", "#aa4499", "#ddcc77"];
+  const DARK_VIRIDIS = [[0, "#3f6ea5"], [0.33, "#21918c"], [0.67, "#5ec962"], [1, "#fde725"]]; // its lower end is lost on black
   const MOST_ROWS = 200; // rows of the table in the page; the CSV holds all
   const FIRST_FIELDS = 6;
 
@@ -39,6 +40,7 @@
     if (typeof value !== "number" || !Number.isFinite(value)) return String(value);
     return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(5)));
   };
+  const counted = (number) => number.toLocaleString("en");
 
   // ---- building elements: text from the data only ever becomes a text node ----
   const element = (tag, properties = {}, ...children) => {
@@ -85,6 +87,7 @@
   const type = axes.length === 3 ? "scatter3d" : webgl ? "scattergl" : "scatter";
   const pointSize = Math.max(2.2, Math.min(12, 11 - 1.75 * Math.log10(ids.length)));
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const dark = matchMedia("(prefers-color-scheme: dark)");
   let groups = []; // rows of each trace, in the order of the traces
 
   const split = (rows, key) => {
@@ -104,7 +107,7 @@
     if (matches.length < ids.length) {
       const matching = new Set(matches);
       const rows = everything.filter((row) => !matching.has(row));
-      made.push({ name: "other ids", rows, marker: { color: css("--grey"), opacity: 0.18 } });
+      made.push({ name: "other ids", rows, marker: { color: css("--grey"), opacity: 0.3 } });
     }
     if (!column) return [...made, { name: "objects", rows: matches, marker: { color: css("--accent") } }];
     const missing = { name: "no value", marker: { color: css("--grey"), opacity: 0.5 }, legend: true };
@@ -140,7 +143,7 @@
     if (cmin === cmax) [cmin, cmax] = [at(0), at(1)];
     if (cmin === cmax) [cmin, cmax] = [cmin - 0.5, cmax + 0.5];
     const colorbar = { title: { text: plain(column.name), side: "right" }, thickness: 12, outlinewidth: 0, len: 0.7 };
-    return { color: values, colorscale: "Viridis", cmin, cmax, showscale: true, colorbar };
+    return { color: values, colorscale: dark.matches ? DARK_VIRIDIS : "Viridis", cmin, cmax, showscale: true, colorbar };
   }
 
   /** Plotly reads some tags in the texts that it draws itself. */
@@ -160,15 +163,18 @@
       marker: { size: pointSize, opacity: 0.8, line: { width: 0 }, ...marker },
       ...(selected && { selectedpoints: [...rows.keys()].filter((i) => selected.has(rows[i])), unselected: { marker: { opacity: 0.08 } } }),
     }));
+    const first = (one, other) => Array.from({ length: perObject + 1 }, (_, i) => (i ? other : one));
+    const rings = { size: first(pointSize + 13, pointSize + 6), color: first(css("--accent"), css("--text")) };
     traces.push({
       type, mode: "markers", showlegend: false, hoverinfo: "skip", ...at(ringed()),
-      marker: { symbol: "circle-open", size: pointSize + 8, color: css("--text"), line: { width: 2, color: css("--text") } },
+      marker: { symbol: "circle-open", line: { width: 2 }, ...rings },
     });
     const bare = { visible: false, showgrid: false, zeroline: false };
     const flat = { ...bare, showspikes: false, title: "", showticklabels: false, showbackground: false };
     Plotly.react(map, traces, {
       paper_bgcolor: "transparent", plot_bgcolor: "transparent", uirevision: "map", hovermode: "closest", hoverdistance: 12,
-      margin: { l: 12, r: 12, t: 12, b: 12 }, dragmode: axes.length === 3 ? "orbit" : "pan",
+      margin: { l: 12, r: 12, t: 40, b: 12 }, dragmode: axes.length === 3 ? "orbit" : "pan",
+      modebar: { bgcolor: "transparent", color: css("--faint"), activecolor: css("--accent") },
       font: { color: css("--text"), family: "system-ui, sans-serif", size: 13 },
       legend: { itemsizing: "constant", title: { text: state.colour ? plain(state.colour.name) : "" } },
       xaxis: bare, yaxis: { ...bare, scaleanchor: "x" }, scene: { xaxis: flat, yaxis: flat, zaxis: flat, aspectmode: "data" },
@@ -223,7 +229,7 @@
       element("div", { className: "id", textContent: ids[row] }),
       facts(row, columns),
       ...(strip.length
-        ? [element("h2", { textContent: "Nearest in latent space, with distance" }), element("div", { className: "strip" }, ...strip)]
+        ? [element("h2", { textContent: "Nearest in latent space" }), element("div", { className: "strip" }, ...strip)]
         : []),
     ].filter(Boolean));
     $("object").scrollTop = 0;
@@ -243,7 +249,7 @@
     if (rows === null) return;
     const what = state.selected ? "selected" : "with a matching id";
     const bound = rows.length > MOST_ROWS ? `; the first ${MOST_ROWS} are shown, the CSV holds all` : "";
-    $("count").textContent = `${rows.length} of ${ids.length} objects ${what}${bound}`;
+    $("count").textContent = `${counted(rows.length)} of ${counted(ids.length)} objects ${what}${bound}`;
     const chosen = fields();
     const kind = (column) => (column.kind === "number" ? "number" : "");
     $("rows").querySelector("thead").replaceChildren(element("tr", {},
@@ -277,7 +283,7 @@
   }
 
   // ---- controls ----
-  const objects = `${ids.length.toLocaleString("en")} object${ids.length === 1 ? "" : "s"}`;
+  const objects = `${counted(ids.length)} object${ids.length === 1 ? "" : "s"}`;
   $("about").textContent = [`${data.experiment} · ${data.scope} · ${objects}`, ...data.notes].join(" · ");
   const colourable = columns.filter((column) => column.kind !== "text");
   $("colour").append(element("option", { value: "-1", textContent: "nothing" }),
@@ -334,11 +340,11 @@
     if (row !== null) focus(row);
   });
   map.on("plotly_selected", (event) => {
-    if (!event) return;
+    if (!event?.range && !event?.lassoPoints) return; // also fired when an outline is taken away
     const rows = event.points.filter((p) => p.curveNumber < groups.length).map((p) => groups[p.curveNumber][p.pointNumber]);
     select(rows.sort((a, b) => a - b));
   });
   map.on("plotly_deselect", () => select(null));
   new ResizeObserver(() => Plotly.Plots.resize(map)).observe(map);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  dark.addEventListener("change", draw);
 })();

@@ -45,8 +45,8 @@ class TransformSettings(Section):
 class GalaxiesPreprocess(PreprocessSettings):
     """How pixels become stamps, and stamps become images."""
 
-    validation_fraction: Fraction = Field(0.08, description="Share of the groups that choose the best checkpoint.")
-    test_fraction: Fraction = Field(0.3, description="Share of the groups that only evaluate sees.")
+    validation_fraction: Fraction = Field(0.05, description="Share of the groups that choose the best checkpoint.")
+    test_fraction: Fraction = Field(0.25, description="Share of the groups that only evaluate sees.")
     stamp_px: Annotated[int, Field(ge=16, multiple_of=2)] = Field(
         48, description="Width and height of a stored stamp; 1.5 times the view leaves room for every rotation."
     )
@@ -65,7 +65,7 @@ class GalaxiesPreprocess(PreprocessSettings):
     min_area_px: PositiveInt = Field(9, description="Fewest pixels of a source.")
     min_shape_px: PositiveInt = Field(30, description="Fewest pixels of a source whose ellipticity is measured.")
     background_px: PositiveInt = Field(64, description="Mesh of the background estimate.")
-    block_px: PositiveInt = Field(200, description="Side of the blocks of sky that are dealt to a split as a whole.")
+    block_px: PositiveInt = Field(150, description="Side of the blocks of sky that are dealt to a split as a whole.")
 
 
 class GalaxiesModel(ModelSettings):

@@ -55,17 +55,29 @@ class Hubble:
             DataError: the file is no colour photograph, or nothing is found in it.
         """
         photograph = raw / _NAME
-        bands = subtract_sky(read_photograph(photograph), settings.background_px)
-        saturated = (read_photograph(photograph) >= _SATURATED).any(0)
-        table = detect(bands, saturated, settings, photograph)
+        image = read_photograph(photograph)
+        bands = subtract_sky(image, settings.background_px)
+        table = detect(bands, (image >= _SATURATED).any(0), settings, photograph)
         centre = table.select("x_px", "y_px").to_numpy().round().astype(np.int64)
         half = settings.stamp_px // 2
         stamps = np.stack([bands[:, y - half : y + half, x - half : x + half] for x, y in centre])
         logger.info("%s: %d sources", photograph.name, len(table))
-        ids = [f"hdf-{x:04d}-{y:04d}" for x, y in centre]
-        blocks = [f"block-{x // settings.block_px:02d}-{y // settings.block_px:02d}" for x, y in centre]
-        table = table.select(pl.Series("sample_id", ids), pl.Series("group", blocks), pl.all())
-        return Cutouts([stamps], table, ("blue", "green", "red"), centre)
+        table = table.with_columns(
+            sample_id=pl.Series([f"hdf-{x:04d}-{y:04d}" for x, y in centre]),
+            group=pl.Series([_block(*at) for at in centre // settings.block_px]),
+        )
+        columns, rows = (-(-extent // settings.block_px) for extent in (bands.shape[2], bands.shape[1]))
+        return Cutouts(
+            [stamps],
+            table,
+            ("blue", "green", "red"),
+            every_group=[_block(column, row) for column in range(columns) for row in range(rows)],
+            centre_px=centre,
+        )
+
+
+def _block(column: int, row: int) -> str:
+    return f"block-{column:02d}-{row:02d}"
 
 
 def read_photograph(path: Path) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from manyscope.data.splits import split_by_hash
+from manyscope.data.splits import split_by_hash, unit_hash
 from manyscope.errors import DataError
 from manyscope.log import logger, progress
 from manyscope.scopes.galaxies.data.sources import Cutouts
@@ -43,9 +44,7 @@ def prepare(cutouts: Cutouts, settings: GalaxiesPreprocess, raw: Path, prepared:
     transforms = Transforms(step.model_dump(mode="json") for step in settings.transforms)
     images = transforms(torch.zeros(1, *shape))  # a wrong step fails here, before an hour of writing
 
-    split = split_by_hash(
-        table["group"].to_list(), settings.split_seed, settings.validation_fraction, settings.test_fraction
-    )
+    split = deal(table["group"].to_list(), cutouts.every_group, settings)
     keep = np.ones(len(table), bool) if cutouts.centre_px is None else shares_no_pixel(cutouts.centre_px, split, size)
     if not keep.all():
         logger.info("left out %d stamps that share pixels with another split", (~keep).sum())
@@ -87,6 +86,32 @@ def prepare(cutouts: Cutouts, settings: GalaxiesPreprocess, raw: Path, prepared:
     )
     samples = table.with_columns(split=pl.Series(split, dtype=pl.String), missing_fraction=pl.Series(missing))
     return samples.filter(pl.Series(keep))
+
+
+def deal(groups: Sequence[str], every_group: Sequence[str] | None, settings: GalaxiesPreprocess) -> np.ndarray:
+    """The split of each stamp, (stamps,) of "train", "validation" or "test"; it never depends on the other stamps.
+
+    Many groups are dealt by their hash. A few blocks of one image would miss the fractions by far (and often leave
+    no validation at all), so all blocks that the image has are ranked by their hash and cut at the fractions; the
+    ranks are fixed by the image's size, whatever is detected in it.
+
+    Raises:
+        DataError: the fractions leave nothing for training.
+    """
+    if every_group is None:
+        return split_by_hash(groups, settings.split_seed, settings.validation_fraction, settings.test_fraction)
+    ranked = sorted(every_group, key=lambda group: unit_hash(settings.split_seed, group))
+    test = round(settings.test_fraction * len(ranked))
+    validation = max(1, round(settings.validation_fraction * len(ranked)))
+    if test + validation >= len(ranked):
+        raise DataError(
+            f"{test} test and {validation} validation blocks of {len(ranked)} leave nothing for training",
+            place="preprocess.validation_fraction, preprocess.test_fraction",
+            remedy="lower a fraction or preprocess.block_px",
+        )
+    names = ["test"] * test + ["validation"] * validation + ["train"] * (len(ranked) - test - validation)
+    split = dict(zip(ranked, names, strict=True))
+    return np.array([split[group] for group in groups], dtype=object)
 
 
 def shares_no_pixel(centre_px: np.ndarray, split: np.ndarray, size_px: int) -> np.ndarray:

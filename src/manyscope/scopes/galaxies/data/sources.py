@@ -37,6 +37,8 @@ class Cutouts:
             of the sky's rms with the sky at zero; missing pixels are NaN.
         table: sample_id and group (what a split never divides), then labels and measurements; null is unknown.
         bands: names of the bands, from the bluest to the reddest.
+        every_group: every group that can exist, with or without stamps, where groups are too few for a hash to keep
+            to the fractions; None where they are many.
         centre_px: (stamps, 2) int, x and y of the middle pixel in one common image, or None where every stamp is an
             image of its own.
         note: what a reader of the prepared files should know, as JSON values.
@@ -45,6 +47,7 @@ class Cutouts:
     chunks: Iterable[np.ndarray]
     table: pl.DataFrame
     bands: Sequence[str]
+    every_group: Sequence[str] | None = None
     centre_px: np.ndarray | None = None
     note: dict[str, object] | None = None
 

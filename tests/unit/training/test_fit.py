@@ -1,0 +1,238 @@
+"""The default training on a tiny scope: it learns, it repeats, and a killed run continues exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+from manyscope.data.schedule import ShuffledSchedule
+from manyscope.errors import CheckpointError, DataError, ManyscopeError
+from manyscope.scopes.base import Evaluation, Scope
+from manyscope.settings.paths import ExperimentPaths
+from manyscope.settings.sections import ExperimentSettings, ModelSettings
+from manyscope.stages import train as train_stage
+from manyscope.tables.parquet import read_table
+from manyscope.tables.predictions import Objects
+from manyscope.tables.samples import DIGEST_KEY
+from manyscope.training import checkpoints
+from manyscope.training.fit import seed_step
+
+
+class Killed(Exception):
+    """Ends a training as abruptly as one process can end itself."""
+
+
+class Net(nn.Module):
+    """A regression with dropout and noise, so that any slip in the random numbers shows."""
+
+    def __init__(self, fail_at: int | None = None, diverge: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
+        self.fail_at, self.diverge, self.calls = fail_at, diverge, 0
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if self.training:
+            self.calls += 1
+            if self.calls == self.fail_at:
+                raise Killed
+        x = batch["x"] + 0.1 * torch.randn(batch["x"].shape)
+        loss = (self.layers(x).squeeze(1) - batch["y"]).square().mean()
+        return {"loss": loss * (float("nan") if self.diverge else 1.0), "size": batch["y"].abs().mean()}
+
+
+class Data:
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.x = rng.normal(size=(90, 4)).astype(np.float32)
+        self.y = self.x @ np.array([1, -2, 0.5, 0], np.float32)
+
+    @property
+    def train_size(self) -> int:
+        return 70
+
+    def train_schedule(self, batch_size: int, seed: int) -> ShuffledSchedule:
+        return ShuffledSchedule(70, batch_size, seed)
+
+    def train_batch(self, rows: Any) -> dict[str, Any]:
+        return {
+            "x": torch.from_numpy(self.x[rows]),
+            "y": torch.from_numpy(self.y[rows]),
+            "sample_id": [f"s{row}" for row in rows],
+        }
+
+    def validation_batches(self, batch_size: int) -> Any:
+        for first in range(70, 90, batch_size):
+            yield self.train_batch(np.arange(first, min(90, first + batch_size)))
+
+    def predict_batches(self, sample_ids: Any, batch_size: int) -> Any:
+        raise NotImplementedError
+
+
+class Tiny(Scope[ExperimentSettings]):
+    name = "tiny"
+    Settings = ExperimentSettings
+
+    def download(self, settings: Any, raw: Path) -> Any: ...
+
+    def preprocess(self, settings: Any, raw: Path, manifest: Any, prepared: Path) -> Any: ...
+
+    def data(self, settings: Any, prepared: Path) -> Any:
+        return Data()
+
+    def model(self, settings: Any, data: Any) -> nn.Module:
+        return Net(**MODEL_ARGUMENTS)
+
+    def predict_batch(self, settings: Any, model: nn.Module, batch: Any) -> Objects:
+        raise NotImplementedError
+
+    def evaluate(self, settings: Any, prepared: Path, samples: Any, predictions: Any) -> Evaluation:
+        raise NotImplementedError
+
+
+MODEL_ARGUMENTS: dict[str, Any] = {}
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentPaths:
+    """Prepared samples, and the tiny scope where every scope is looked for."""
+    monkeypatch.setattr(train_stage, "find_scope", lambda name: Tiny())
+    MODEL_ARGUMENTS.clear()
+    paths = ExperimentPaths.of(tmp_path, "tiny")
+    paths.prepared.mkdir(parents=True)
+    samples = pl.DataFrame({"sample_id": ["s0"], "group": ["g"], "split": ["train"]})
+    samples.write_parquet(paths.samples, metadata={DIGEST_KEY: "d1"})
+    return paths
+
+
+def settings(**train: Any) -> ExperimentSettings:
+    values = {"epochs": 6, "batch_size": 20, "lr": 0.01, "tracker": "none", **train}
+    return ExperimentSettings(scope="tiny", model=ModelSettings(name="net"), train=values).for_stage("train")
+
+
+def weights(paths: ExperimentPaths) -> dict[str, torch.Tensor]:
+    return checkpoints.load(paths.model)["state_dict"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def copy_of(paths: ExperimentPaths, name: str) -> ExperimentPaths:
+    other = ExperimentPaths.of(paths.root.parent, name)
+    other.prepared.mkdir(parents=True)
+    other.samples.write_bytes(paths.samples.read_bytes())
+    return other
+
+
+def test_learns_and_writes_its_files(experiment: ExperimentPaths) -> None:
+    train_stage.run(settings(epochs=30), experiment)
+    history = read_table(experiment.history)
+    loss = history.filter(pl.col("name") == "validation/loss").sort("step")["value"]
+    assert loss[-1] < 0.5 * loss[0]
+    assert set(history["name"]) == {f"{s}/{k}" for s in ("train", "validation") for k in ("loss", "size")} | {"train/lr"}
+    record = json.loads(experiment.run.read_text())
+    assert record["data_digest"] == "d1"
+    assert len(record["settings_digest"]) == 64
+    assert record["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert "lr: 0.01" in experiment.settings.read_text()
+    assert not experiment.resume.exists()
+
+
+def test_every_training_sample_once_in_each_pass() -> None:
+    schedule = ShuffledSchedule(70, 20, seed=3)
+    seen = np.concatenate([schedule.batch(i) for i in range(7)])
+    assert sorted(seen[:70]) == list(range(70))
+    assert sorted(seen[70:140]) == list(range(70))
+
+
+def test_same_seed_same_weights_other_seed_other_weights(experiment: ExperimentPaths) -> None:
+    runs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        paths = copy_of(experiment, name)
+        train_stage.run(settings(seed=seed), paths)
+        runs.append(weights(paths))
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("fail_at", [2, 9, 20])
+def test_killed_run_continues_exactly(experiment: ExperimentPaths, fail_at: int, schedule: str) -> None:
+    undisturbed = copy_of(experiment, "undisturbed")
+    train_stage.run(settings(schedule=schedule), undisturbed)
+    MODEL_ARGUMENTS["fail_at"] = fail_at
+    with pytest.raises(Killed):
+        train_stage.run(settings(schedule=schedule), experiment)
+    assert not experiment.model.exists()
+    MODEL_ARGUMENTS.clear()
+    train_stage.run(settings(schedule=schedule), experiment)
+    assert same(weights(undisturbed), weights(experiment))
+    assert read_table(undisturbed.history).equals(read_table(experiment.history))
+    # 70 samples in batches of 20: a check after every 4 steps, so the third step has none behind it.
+    wanted = None if fail_at == 2 else (fail_at - 1) // 4 * 4
+    assert json.loads(experiment.run.read_text())["continued_from_step"] == wanted
+
+
+def test_other_settings_or_data_do_not_continue(experiment: ExperimentPaths) -> None:
+    MODEL_ARGUMENTS["fail_at"] = 15
+    with pytest.raises(Killed):
+        train_stage.run(settings(), experiment)
+    MODEL_ARGUMENTS.clear()
+    train_stage.run(settings(lr=0.02), experiment)
+    assert json.loads(experiment.run.read_text())["continued_from_step"] is None
+
+
+def test_early_stopping_survives_a_kill(experiment: ExperimentPaths) -> None:
+    chosen = {"epochs": 60, "patience_checks": 3, "lr": 0.5}
+    undisturbed = copy_of(experiment, "undisturbed")
+    train_stage.run(settings(**chosen), undisturbed)
+    steps = read_table(undisturbed.history)["step"].max()
+    assert steps < 60 * 70 // 20
+    MODEL_ARGUMENTS["fail_at"] = steps - 2
+    with pytest.raises(Killed):
+        train_stage.run(settings(**chosen), experiment)
+    MODEL_ARGUMENTS.clear()
+    train_stage.run(settings(**chosen), experiment)
+    assert read_table(experiment.history)["step"].max() == steps
+    assert same(weights(undisturbed), weights(experiment))
+
+
+def test_diverged_training_stops_with_a_remedy(experiment: ExperimentPaths) -> None:
+    MODEL_ARGUMENTS["diverge"] = True
+    with pytest.raises(ManyscopeError, match=r"diverged.*train\.lr"):
+        train_stage.run(settings(), experiment)
+    assert not experiment.model.exists()
+
+
+def test_broken_resume_checkpoint_is_named(experiment: ExperimentPaths) -> None:
+    MODEL_ARGUMENTS["fail_at"] = 15
+    with pytest.raises(Killed):
+        train_stage.run(settings(), experiment)
+    last = next(experiment.resume.glob("*/last.ckpt"))
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=str(last)):
+        train_stage.run(settings(), experiment)
+
+
+def test_unknown_optimizer_and_missing_samples(experiment: ExperimentPaths) -> None:
+    with pytest.raises(ManyscopeError, match="did you mean 'adamw'"):
+        train_stage.run(settings(optimizer="adanw"), experiment)
+    experiment.samples.unlink()
+    with pytest.raises(DataError, match="missing"):
+        train_stage.run(settings(), experiment)
+
+
+def test_seed_step_depends_on_each_part() -> None:
+    draws = []
+    for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
+        seed_step(*key)
+        draws.append(torch.rand(1).item())
+    assert draws[0] == draws[-1]
+    assert len(set(draws)) == 4
