@@ -32,8 +32,8 @@ SCOPE_METHODS: dict[str, tuple[str, ...]] = {
 }
 
 _PACKAGE = "manyscope"
-# Settings reach a stage as data, which its rule compares anyway; messages change no result.
-_WITHOUT_RESULT = ("manyscope.errors", "manyscope.log", "manyscope.registry", "manyscope.settings")
+# Settings reach a stage as data, which its rule compares anyway; messages and the version change no result.
+_WITHOUT_RESULT = re.compile(r"manyscope(\.(errors|log|registry|settings)(\..*)?)?")
 
 # Strings and trailing comments are matched to be kept as they are, so that what looks like a comment within a
 # string, or like a quote within a comment, misleads nobody; comment lines and blank lines go.
@@ -90,7 +90,7 @@ def code_digest(stage: str, scope_class_path: str, import_paths: Iterable[str] =
         import_paths: further import paths, those in the stage's settings.
 
     Raises:
-        ManyscopeError: the stage is unknown, or the scope's class cannot be found.
+        ManyscopeError: the stage is unknown, or a file is not Python source.
     """
     if stage not in SCOPE_METHODS:
         known = list(SCOPE_METHODS)
@@ -113,7 +113,7 @@ def _digest(start: Iterable[str], followed: Set[str], unused: Mapping[str, Seque
     sources: dict[str, str] = {}
     while waiting:
         name = waiting.pop()
-        module = None if name in sources or name.startswith(_WITHOUT_RESULT) else _module(name)
+        module = None if name in sources or _WITHOUT_RESULT.fullmatch(name) else _module(name)
         if module is None:
             continue
         sources[name] = module.text(unused[name]) if unused.get(name) else _whole_text(name)
@@ -152,7 +152,8 @@ def _unused_methods(module_name: str, class_name: str, called: Sequence[str]) ->
 
 
 def _family(module_name: str, class_name: str) -> tuple[list[tuple[str, _Class]], list[str]]:
-    """The class and its bases, nearest first, as far as their source is at hand; and the modules on the way."""
+    """The class and its bases, nearest first, and the modules on the way. A class that no class statement makes has no
+    family; then its module counts whole."""
     family: list[tuple[str, _Class]] = []
     modules: list[str] = []
     waiting = [(module_name, class_name)]
@@ -170,8 +171,6 @@ def _family(module_name: str, class_name: str) -> tuple[list[tuple[str, _Class]]
         elif at[1] in module.names:
             waiting.insert(0, module.names[at[1]])
         modules.append(at[0])
-    if not family:
-        raise ManyscopeError("the source of the scope's class was not found", place=f"{module_name}:{class_name}")
     return family, list(dict.fromkeys(modules))
 
 
@@ -303,10 +302,10 @@ class _Reader:
                 first = min(node.lineno for node in (item, *item.decorator_list))
                 # A property and its setter share a name.
                 methods[item.name] = (*methods.get(item.name, ()), (first, item.end_lineno or first))
-                nodes = list(ast.walk(item))
-                attributes = frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute))
-                calls[item.name] = calls.get(item.name, frozenset()) | attributes
-                if any(isinstance(node, ast.Name) and node.id == "super" for node in nodes):
+                own = {statement.name, "super", *(argument.arg for argument in item.args.args[:1])}
+                used = [node for node in ast.walk(item) if isinstance(node, ast.Attribute) and _owner(node) in own]
+                calls[item.name] = calls.get(item.name, frozenset()) | {node.attr for node in used}
+                if any(_owner(node) == "super" for node in used):
                     calls_super.add(item.name)
         bases = [base for node in statement.bases if (base := self._base(node)) is not None]
         return _Class(tuple(bases), methods, calls, frozenset(calls_super))
@@ -340,6 +339,12 @@ def _blocks(statement: ast.stmt) -> Iterator[Sequence[ast.stmt]]:
         yield getattr(statement, name, [])
     for part in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
         yield part.body
+
+
+def _owner(node: ast.Attribute) -> str | None:
+    """`self` in `self.x`, `super` in `super().x`."""
+    value = node.value.func if isinstance(node.value, ast.Call) else node.value
+    return value.id if isinstance(value, ast.Name) else None
 
 
 def _is_type_checking(test: ast.expr) -> bool:

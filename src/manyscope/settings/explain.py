@@ -60,10 +60,12 @@ def _explanation(path: Key, detail: Any, root: Schema, layer: Layer) -> str:
     if kind == "missing":
         return f"missing, allowed: {allowed}"
     value = _value_at(layer.values, path)
-    near = ""
+    remedy = ""
     if isinstance(value, str) and schema is not None:
-        near = did_you_mean(value, [v for v in _choices(schema, root) if isinstance(v, str)])
-    return f"found {found(value)}, allowed: {allowed}" + (f"; {near}" if near else "")
+        remedy = did_you_mean(value, [v for v in _choices(schema, root) if isinstance(v, str)])
+    elif kind == "string_type" and isinstance(value, bool | int | float):
+        remedy = "put it in quotes"
+    return f"found {found(value)}, allowed: {allowed}" + (f"; {remedy}" if remedy else "")
 
 
 def _nearest_key(path: Key, root: Schema) -> str:
@@ -96,7 +98,11 @@ def _without_unions(details: Iterable[Any], values: Any) -> list[tuple[Key, Any]
             unions.setdefault(member_at, {}).setdefault(member, []).append((path, detail))
     for at, members in unions.items():
         inside = [errors for errors in members.values() if any(len(path) > len(at) for path, _ in errors)]
-        single += min(inside, key=len) if inside else [next(iter(members.values()))[0]]
+        if inside:
+            inside.sort(key=len)
+            single += inside[0]
+        else:
+            single.append(next(iter(members.values()))[0])
     return single
 
 
@@ -196,8 +202,8 @@ def kind_and_limits(schema: Schema, root: Schema) -> tuple[str, str]:
             return f"a mapping with the keys {', '.join(schema['properties'])}", ""
         case "object":
             inside = schema.get("additionalProperties")
-            each = words(inside, root) if isinstance(inside, dict) and inside else ""
-            return f"a mapping of names to {each}" if each and each != "anything" else "a mapping", ""
+            values = words(inside, root) if isinstance(inside, dict) and inside else "anything"
+            return "a mapping" if values == "anything" else f"a mapping of names to {values}", ""
     return "anything", ""
 
 
@@ -210,7 +216,7 @@ def _list_kind(schema: Schema, root: Schema) -> str:
 
 def _range(schema: Schema) -> str:
     if "minimum" in schema and "maximum" in schema:
-        parts = [f"from {schema['minimum']:g} to {schema['maximum']:g}"]
+        parts = [f"from {_number(schema['minimum'])} to {_number(schema['maximum'])}"]
     else:
         signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
         parts = [f"{sign} {_number(schema[key])}" for key, sign in signs.items() if key in schema]

@@ -178,7 +178,8 @@ def load_experiment(
     text = str(name_or_path)
     is_path = isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text
     file = Path(text) if is_path else folder / f"{text}.yaml"
-    layers, problems = [], []
+    layers: list[Layer] = []
+    problems: list[str] = []
     for override in overrides:
         try:
             layers.append(parse_override(override) if isinstance(override, str) else override)
@@ -229,7 +230,7 @@ def stage_settings(model: type[ExperimentSettings], stage: str, values: Mapping[
     Raises:
         SettingsError: a section or key is wrong; holds every problem.
     """
-    problems = []
+    problems: list[str] = []
     sections = model.reads[stage]
     for name in values.keys() - {"scope", *sections}:
         problems.append(f"--settings: {name}: stage {stage!r} does not read it, allowed: {', '.join(sections)}")
@@ -350,12 +351,14 @@ def _strangers(given: Mapping[str, Sequence[Layer]], known: list[str]) -> list[s
 
 
 def _experiment_names(given: Sequence[str] | str, layer: Layer) -> tuple[list[str], list[str]]:
-    """The names, each once, and what is wrong with them."""
+    """The names that can be used, each once, and what is wrong with the others."""
     names = re.split(r"[\s,]+", given.strip(" \t\n,")) if isinstance(given, str) else list(given)
-    problems = []
+    good, problems = [], []
     for position, name in enumerate(names):
+        if _NAME.fullmatch(name) and name not in _RESERVED:
+            good.append(name)
+            continue
         place = ("experiments",) if isinstance(given, str) else ("experiments", position)
-        if not _NAME.fullmatch(name) or name in _RESERVED:
-            allowed = f"letters, digits, '_' and '-', not {_RESERVED[0]!r}"
-            problems.append(layer.problem(place, f"found {found(name)}, allowed: {allowed}"))
-    return list(dict.fromkeys(names)), problems
+        allowed = f"letters, digits, '_' and '-', and not {_RESERVED[0]!r}"
+        problems.append(layer.problem(place, f"found {found(name)}, allowed: {allowed}"))
+    return list(dict.fromkeys(good)), problems

@@ -99,11 +99,11 @@ def by_experiment(overrides: Iterable[tuple[str, Place | None]]) -> dict[str, li
     result: dict[str, list[Layer]] = {}
     problems: list[str] = []
     for text, place in overrides:
-        path, equals, _ = text.partition("=")
+        path = text.partition("=")[0]
         experiment, _, rest = text.partition(".")
         experiment = experiment.strip()
         try:
-            if equals and ("." not in path or not experiment):
+            if "." not in path or not experiment:
                 where = f"{place.source}:{place.line}: set" if place else "--set"
                 raise SettingsError(f"{where} {path.strip()}: names no experiment, allowed: {_EXAMPLE}")
             result.setdefault(experiment, []).append(parse_override(rest, experiment, place))

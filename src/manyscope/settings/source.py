@@ -62,11 +62,13 @@ class Layer:
     places: dict[Key, Place] = field(default_factory=dict)
 
     def place(self, path: Key) -> Place:
-        """The place of a key or, for one that is not there, of the nearest key above it."""
-        for end in range(len(path), -1, -1):
-            if path[:end] in self.places:
-                return self.places[path[:end]]
-        return Place("settings")
+        """The place of a key; of one that an override made in passing, the override's; or of the nearest key above."""
+        if path in self.places:
+            return self.places[path]
+        for inside, place in self.places.items():
+            if path and inside[: len(path)] == path:
+                return place
+        return self.place(path[:-1]) if path else Place("settings")
 
     def problem(self, path: Key, text: str) -> str:
         return self.place(path).problem(path, text)
@@ -174,7 +176,8 @@ def _value(node: Node, path: Key, layer: Layer, problems: list[str], above: tupl
                 values[key] = _value(value_node, here, layer, problems, above, has_lines)
         return values
     # A scalar that YAML takes for text is quoted, tagged, or none of the other kinds.
-    return node.value if str(node.tag) == _STANDARD_TAG + "str" or node.style else plain_value(node.value)
+    is_text = str(node.tag) == _STANDARD_TAG + "str" or getattr(node, "style", None)
+    return node.value if is_text else plain_value(node.value)
 
 
 def merged(layers: Iterable[Layer]) -> Layer:

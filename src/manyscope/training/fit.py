@@ -126,7 +126,7 @@ class Training(lightning.LightningModule):
         self.rounds = max(1, round(wanted / self.steps_per_round))
         self.steps = self.rounds * self.steps_per_round
         self._train, self._validation = _Means(), _Means()
-        self._best, self._checks_since_best = math.inf, 0
+        self._best, self._checks_since_best, self._rounds_done = math.inf, 0, 0
         self._spoke = self._began = time.monotonic()
         self._said = ""
 
@@ -137,7 +137,7 @@ class Training(lightning.LightningModule):
         return DataLoader(
             batches,
             batch_size=None,
-            sampler=_RoundSampler(self.steps_per_round, self.current_epoch),
+            sampler=_RoundSampler(self.steps_per_round, self._rounds_done),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -189,6 +189,7 @@ class Training(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._best, self._checks_since_best = checkpoint["best"], checkpoint["checks_since_best"]
+        self._rounds_done = checkpoint["round"]
 
     def on_train_end(self) -> None:
         if sys.stderr.isatty() and self.trainer.is_global_zero:

@@ -88,6 +88,7 @@
   const pointSize = Math.max(2.2, Math.min(12, 11 - 1.75 * Math.log10(ids.length)));
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  let draws = 0;
   let groups = []; // rows of each trace, in the order of the traces
 
   const split = (rows, key) => {
@@ -157,22 +158,25 @@
   function draw() {
     const made = parts();
     groups = made.map((part) => part.rows);
-    const selected = state.selected && new Set(state.selected);
+    const selected = new Set(state.selected ?? everything);
     const traces = made.map(({ name, rows, marker, legend }) => ({
       type, mode: "markers", name: plain(name), showlegend: Boolean(legend), hoverinfo: "none", ...at(rows),
       marker: { size: pointSize, opacity: 0.8, line: { width: 0 }, ...marker },
-      ...(selected && { selectedpoints: [...rows.keys()].filter((i) => selected.has(rows[i])), unselected: { marker: { opacity: 0.08 } } }),
+      // Always given, also when all are: Plotly's WebGL traces would go on showing an earlier selection.
+      selectedpoints: [...rows.keys()].filter((i) => selected.has(rows[i])), unselected: { marker: { opacity: 0.08 } },
     }));
     const first = (one, other) => Array.from({ length: perObject + 1 }, (_, i) => (i ? other : one));
     const rings = { size: first(pointSize + 13, pointSize + 6), color: first(css("--accent"), css("--text")) };
     traces.push({
       type, mode: "markers", showlegend: false, hoverinfo: "skip", ...at(ringed()),
-      marker: { symbol: "circle-open", line: { width: 2 }, ...rings },
+      marker: { symbol: "circle-open", line: { width: 2 }, ...rings }, selectedpoints: [...rings.size.keys()],
     });
     const bare = { visible: false, showgrid: false, zeroline: false };
     const flat = { ...bare, showspikes: false, title: "", showticklabels: false, showbackground: false };
     Plotly.react(map, traces, {
-      paper_bgcolor: "transparent", plot_bgcolor: "transparent", uirevision: "map", hovermode: "closest", hoverdistance: 12,
+      // Zoom and tool stay as the user left them; which points are selected is ours to say.
+      uirevision: "map", selectionrevision: ++draws, selections: state.selected ? map.layout?.selections : [],
+      paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "closest", hoverdistance: 12,
       margin: { l: 12, r: 12, t: 40, b: 12 }, dragmode: axes.length === 3 ? "orbit" : "pan",
       modebar: { bgcolor: "transparent", color: css("--faint"), activecolor: css("--accent") },
       font: { color: css("--text"), family: "system-ui, sans-serif", size: 13 },
@@ -322,7 +326,6 @@
     $("filter").value = "";
     state.matches = everything;
     select(null);
-    if (axes.length === 2) Plotly.relayout(map, { selections: [] });
     focus(null);
   };
   $("csv").addEventListener("click", csv);

@@ -1,0 +1,61 @@
+"""kill -9 in every stage, then the same command again."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from workflow.conftest import Workspace, kill_tree, make_workspace, wait_for_stage
+
+from manyscope.settings.paths import ExperimentPaths
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
+
+STAGES = ("download", "preprocess", "train", "infer", "gather", "umap", "index", "evaluate", "explore")
+LONGER = ("--set", "galaxies.train.epochs=150", "--set", "galaxies.train.check_every_epochs=1")
+COMMAND = ("run", "--no-report", *LONGER)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPaths:
+    workspace = make_workspace(tmp_path_factory.mktemp("undisturbed") / "work")
+    workspace.manyscope(*COMMAND)
+    return ExperimentPaths.of(workspace.results, "galaxies")
+
+
+def test_killed_in_every_stage_ends_with_the_same_files(workspace: Workspace, undisturbed: ExperimentPaths) -> None:
+    paths = ExperimentPaths.of(workspace.results, "galaxies")
+    killed = []
+    for stage in STAGES:
+        process = workspace.start(*COMMAND)
+        if not wait_for_stage(process, stage):
+            output = process.communicate()[0]
+            pytest.fail(f"the run ended before {stage} began:\n{output}")
+        if stage == "train":
+            # Late enough to have a checkpoint behind it, early enough to have training before it.
+            deadline = time.monotonic() + 120
+            while not list(paths.resume.glob("*/last.ckpt")) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert process.poll() is None, process.communicate()[0]
+        kill_tree(process)
+        killed.append(stage)
+        final = {"train": paths.model, "evaluate": paths.metrics, "explore": paths.page}.get(stage)
+        assert final is None or not final.exists(), f"{stage} had ended already"
+    assert killed == list(STAGES)
+    last = workspace.manyscope(*COMMAND)
+    assert "continuing from what it left" in last.stdout
+    assert "training continues from its checkpoint at step" in paths.log("train").read_text()
+    for name in ("model", "history", "predictions", "map", "metrics", "page"):
+        assert getattr(paths, name).read_bytes() == getattr(undisturbed, name).read_bytes(), name
+    leftovers = [p for p in paths.root.rglob("*.partial")] + [p for p in paths.root.rglob("*.old")]
+    assert leftovers == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused(workspace: Workspace) -> None:
+    first = workspace.start(*COMMAND)
+    assert wait_for_stage(first, "download")
+    second = workspace.manyscope(*COMMAND, check=False)
+    assert second.returncode == 6
+    assert "still working" in second.stderr
+    assert "Traceback" not in second.stderr
+    kill_tree(first)
