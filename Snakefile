@@ -17,7 +17,7 @@ os.environ.update(cfg.site.environment())  # account and tracking server: where,
 
 wildcard_constraints:
     experiment="|".join(cfg.experiments),
-    shard=r"\d{2,}",
+    shard=r"\d+",
 
 
 localrules:

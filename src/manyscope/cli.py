@@ -124,14 +124,15 @@ def _run_stage(
 
 
 def _stage_settings(stage: str, text: str) -> Any:
-    from manyscope.registry import SCOPES
-    from manyscope.settings import stage_settings
+    from manyscope.settings import scope_settings, stage_settings
 
     if not text.lstrip().startswith("{"):
         try:
             text = Path(text).read_text(encoding="utf-8")
         except OSError as error:
-            raise ManyscopeError("cannot be read", place=text, allowed="a JSON object, or a file that holds one") from error
+            raise ManyscopeError(
+                "cannot be read", place=text, allowed="a JSON object, or a file that holds one"
+            ) from error
     try:
         values = json.loads(text)
         scope = values["scope"]
@@ -139,7 +140,7 @@ def _stage_settings(stage: str, text: str) -> Any:
         raise ManyscopeError(
             f"not the settings of a stage ({error})", place="--settings", allowed="a JSON object with 'scope'"
         ) from error
-    return stage_settings(SCOPES.find(scope).Settings, stage, values)
+    return stage_settings(scope_settings(scope), stage, values)
 
 
 def _stage_command(stage: str) -> click.Command:
@@ -273,3 +274,7 @@ def new_scope(name: str, folder: Path) -> None:
     from manyscope.commands.scaffold import write_scope
 
     click.echo(f"wrote {write_scope(name, folder)}")
+
+
+if __name__ == "__main__":
+    main()

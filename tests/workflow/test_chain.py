@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 from ruamel.yaml import YAML
-from workflow.conftest import REPOSITORY, Workspace, make_workspace
 
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.tables.manifest import read_manifest
@@ -18,6 +17,7 @@ from manyscope.tables.metrics import read_metrics
 from manyscope.tables.parquet import read_table
 from manyscope.tables.predictions import embeddings, read_predictions
 from manyscope.tables.samples import data_digest, read_samples
+from workspace import REPOSITORY, Workspace, make_workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain")]
 
@@ -93,7 +93,9 @@ def test_second_run_has_nothing_to_do(finished: Workspace) -> None:
         ("galaxies.infer.batch_size=64", AFTER_TRAIN),
     ],
 )
-def test_a_changed_setting_reruns_its_stage_and_what_hangs_on_it(finished: Workspace, change: str, rerun: set[str]) -> None:
+def test_a_changed_setting_reruns_its_stage_and_what_hangs_on_it(
+    finished: Workspace, change: str, rerun: set[str]
+) -> None:
     assert finished.rules_to_run("--config", f"set=[{change}]") == rerun
 
 
@@ -117,7 +119,9 @@ def test_a_changed_setting_really_reruns(copy_of_finished: Workspace) -> None:
         ("scopes/galaxies/simulate.py", {"download", "preprocess", "train", *AFTER_TRAIN}),
     ],
 )
-def test_a_changed_module_reruns_the_stages_that_use_it(finished: Workspace, tmp_path: Path, module: str, rerun: set[str]) -> None:
+def test_a_changed_module_reruns_the_stages_that_use_it(
+    finished: Workspace, tmp_path: Path, module: str, rerun: set[str]
+) -> None:
     library = tmp_path / "library"
     shutil.copytree(REPOSITORY / "src", library, ignore=shutil.ignore_patterns("__pycache__"))
     other = Workspace(finished.folder, library)

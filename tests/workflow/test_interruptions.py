@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from workflow.conftest import Workspace, kill_tree, make_workspace, wait_for_stage
 
 from manyscope.settings.paths import ExperimentPaths
+from workspace import Workspace, kill_tree, make_workspace, wait_for_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
 
@@ -47,7 +47,7 @@ def test_killed_in_every_stage_ends_with_the_same_files(workspace: Workspace, un
     assert "training continues from its checkpoint at step" in paths.log("train").read_text()
     for name in ("model", "history", "predictions", "map", "metrics", "page"):
         assert getattr(paths, name).read_bytes() == getattr(undisturbed, name).read_bytes(), name
-    leftovers = [p for p in paths.root.rglob("*.partial")] + [p for p in paths.root.rglob("*.old")]
+    leftovers = [*paths.root.rglob("*.partial"), *paths.root.rglob("*.old")]
     assert leftovers == []
 
 

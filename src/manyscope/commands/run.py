@@ -33,7 +33,10 @@ def run_workflow(
         raise ManyscopeError("no Snakefile here", place=Path.cwd(), remedy="run from the project's folder")
     config = load_config(config_file=config_file, experiments=experiments or None, overrides=overrides)
     command = [sys.executable, "-m", "snakemake", "--profile", profile, "--configfile", str(config_file)]
-    chosen = ["experiments=" + json.dumps(list(config.experiments)), *(["set=" + json.dumps(overrides)] if overrides else [])]
+    chosen = [
+        "experiments=" + json.dumps(list(config.experiments)),
+        *(["set=" + json.dumps(overrides)] if overrides else []),
+    ]
     command += ["--config", *chosen]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with sole_worker(_STATE / "manyscope.lock"):

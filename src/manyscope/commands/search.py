@@ -37,7 +37,9 @@ def search(
     if object_id is not None:
         table = find(paths, k, object_id=object_id)
     else:
-        table = find(paths, k, vector=_read_vector(vector) if vector else _embed(paths, experiment, image or text, config_file))
+        table = find(
+            paths, k, vector=_read_vector(vector) if vector else _embed(paths, experiment, image or text, config_file)
+        )
     return json.dumps(table.to_dicts(), indent=1) if as_json else _as_text(table)
 
 
@@ -58,7 +60,9 @@ def _read_vector(path: Path) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise DataError(f"not a readable vector ({error})", place=path, allowed="a .npy file of numbers") from error
     if vector.ndim != 1 or vector.dtype.kind not in "fiu":
-        raise DataError(f"has shape {vector.shape} and type {vector.dtype}", place=path, allowed="one vector of numbers")
+        raise DataError(
+            f"has shape {vector.shape} and type {vector.dtype}", place=path, allowed="one vector of numbers"
+        )
     return vector.astype(np.float32)
 
 

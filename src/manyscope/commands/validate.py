@@ -35,4 +35,6 @@ def _raw_problems(paths: ExperimentPaths) -> Iterator[str]:
         if not file.is_file():
             yield str(DataError("the file is missing", place=file, remedy="run the stage download again"))
         elif file_digest(file) != digest:
-            yield str(DataError("the file changed since its download", place=file, remedy="run the stage download again"))
+            yield str(
+                DataError("the file changed since its download", place=file, remedy="run the stage download again")
+            )

@@ -6,7 +6,7 @@ Figures are made without pyplot, so that they are always drawn by Agg and no glo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 import polars as pl
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from manyscope.errors import DataError
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 # Okabe and Ito, Color Universal Design (2008), in the order in which neighbours differ most; black last.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
 MARKERS = ("D", "s", "^", "v", "P", "X")
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 11,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -145,15 +146,15 @@ def training_curves(history: pl.DataFrame) -> Figure:
     quantities = list(dict.fromkeys(_quantity(name) for name in sorted(names, key=_curve_order)))
     if not quantities:
         raise DataError("the history of the training holds no finite value")
+    phases = sorted({_phase(name) for name in names})  # each has one colour in all panels
     columns = min(3, len(quantities))
     figure, axes = new_figure(math.ceil(len(quantities) / columns), columns)
     with style():
         for axis, quantity in zip(axes.flat, quantities, strict=False):
-            for name in _members(names, quantity):
-                curve = history.filter(pl.col("name") == name)
-                marker = "o" if len(curve) < 30 else ""
-                phase = name.rpartition("/")[0] or name
-                axis.plot(curve["epoch"], curve["value"], marker=marker, markersize=3, label=phase)
+            for name in sorted(name for name in names if _quantity(name) == quantity):
+                curve, phase = history.filter(pl.col("name") == name), _phase(name)
+                look = {"color": COLOURS[phases.index(phase) % len(COLOURS)], "marker": "o" if len(curve) < 30 else ""}
+                axis.plot(curve["epoch"], curve["value"], markersize=3, label=phase or name, **look)
             axis.set_title(quantity)
             axis.set_xlabel("epoch")
             axis.legend()
@@ -162,13 +163,12 @@ def training_curves(history: pl.DataFrame) -> Figure:
     return figure
 
 
+def _phase(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
 def _quantity(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _members(names: Iterable[str], quantity: str) -> list[str]:
-    """The curves of one quantity; train before validation, so that a phase has one colour in every panel."""
-    return sorted(name for name in names if _quantity(name) == quantity)
 
 
 def _curve_order(name: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +13,7 @@ import polars as pl
 
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.tables.metrics import Metric, read_metrics
-from manyscope.tables.parquet import write_table
+from manyscope.tables.parquet import read_table, write_table
 from manyscope.tables.whole import whole_file
 
 SCHEMA: dict[str, type[pl.DataType]] = {
@@ -33,7 +34,6 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "behind": pl.Boolean,
 }
 _HEADER = ("experiment", "metric", "model [95 %]", "baseline", "difference [95 %]")
-_LEFT = (True, True, False, False, False)
 
 
 def summary_table(documents: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -59,10 +59,7 @@ def render_text(table: pl.DataFrame, colour: bool) -> str:
     """The table as aligned lines for a terminal; with colour, green marks rows ahead of their baseline, red behind."""
     lines = [_HEADER, *(_cells(row) for row in table.iter_rows(named=True))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [
-        "  ".join(c.ljust(w) if left else c.rjust(w) for c, w, left in zip(line, widths, _LEFT, strict=True)).rstrip()
-        for line in lines
-    ]
+    texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     if colour:
         marks = [_COLOUR[_verdict(row)] for row in table.iter_rows(named=True)]
         texts = [f"\033[{m}m{t}\033[0m" if m else t for m, t in zip(["1", *marks], texts, strict=True)]
@@ -94,6 +91,15 @@ def write_summary(results: Path, experiments: Sequence[str]) -> None:
     write_table(results / "summary.parquet", table)
     with whole_file(results / "summary.html") as partial:
         partial.write_text(render_html(table), encoding="utf-8")
+
+
+def print_summary(results: Path) -> None:
+    """Print results/summary.parquet; in colour on a terminal.
+
+    Raises:
+        DataError: the summary has not been written.
+    """
+    print(render_text(read_table(results / "summary.parquet", SCHEMA), colour=sys.stdout.isatty()))
 
 
 def _row(experiment: str, headline: str, m: Metric) -> tuple[Any, ...]:

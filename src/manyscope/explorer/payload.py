@@ -43,7 +43,7 @@ def packed_pictures(pictures: Iterable[tuple[int, Image.Image | None]], objects:
         `cell`: edge of a cell in pixels; `across`: cells along the edge of a sheet; `slots`: for each object the
         number of its cell, counted over all sheets, -1 without a picture; `sheets`: data addresses.
     """
-    small, slots = [], np.full(objects, -1, np.int32)
+    small, slots = list[Image.Image](), np.full(objects, -1, np.int32)
     for row, picture in pictures:
         if picture is not None:
             slots[row] = len(small)
@@ -72,7 +72,7 @@ _OPAQUE = (pl.Binary, pl.Object)
 
 
 def _column(series: pl.Series) -> dict[str, Any]:
-    if series.dtype.is_integer() and series.n_unique() > _FEW_INTEGERS or series.dtype.is_float():
+    if (series.dtype.is_integer() and series.n_unique() > _FEW_INTEGERS) or series.dtype.is_float():
         return {"name": series.name, "kind": "number", "values": packed(_numbers(series))}
     if series.dtype.is_decimal():
         return _column(series.cast(pl.Float64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from manyscope.errors import did_you_mean
 from manyscope.settings.source import Key, Layer, found, leaves
 
 Schema = dict[str, Any]
+
+_KEY = "[key]"  # pydantic's mark of an error in the name of a mapping's item, not in its value
 
 
 def validated(model: type[BaseModel], layer: Layer) -> tuple[Any, list[str]]:
@@ -50,12 +53,20 @@ def _rank(layer: Layer, path: Key) -> tuple[int, int]:
 def _explanation(path: Key, detail: Any, root: Schema, layer: Layer) -> str:
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return f"unknown key; {_nearest_key(path, root)}"
+        return f"unknown key; {_nearest_key(path, root, _value_at(layer.values, path[:-1]))}"
     if kind in ("value_error", "assertion_error"):
         message = str(detail.get("ctx", {}).get("error", detail["msg"]))
         value = detail["input"]
         return message if isinstance(value, dict) else f"found {found(value)}: {message}"
+    if detail["loc"][-1:] == (_KEY,):
+        pattern = detail.get("ctx", {}).get("pattern")
+        return f"the name cannot be used, allowed: {f'text that matches {pattern}' if pattern else detail['msg']}"
     schema = schema_at(root, path)
+    if kind.startswith("union_tag") and schema is not None:
+        tag = str(detail["ctx"]["discriminator"]).strip("'")
+        value = detail["input"].get(tag) if isinstance(detail["input"], dict) else None
+        text = "missing" if value is None else f"found {found(value)}"
+        return f"key {tag!r}: {text}, allowed: one of: {', '.join(schema['discriminator']['mapping'])}"
     allowed = words(schema, root) if schema is not None else str(detail["msg"])
     if kind == "missing":
         return f"missing, allowed: {allowed}"
@@ -68,10 +79,10 @@ def _explanation(path: Key, detail: Any, root: Schema, layer: Layer) -> str:
     return f"found {found(value)}, allowed: {allowed}" + (f"; {remedy}" if remedy else "")
 
 
-def _nearest_key(path: Key, root: Schema) -> str:
+def _nearest_key(path: Key, root: Schema, given: dict[str, Any]) -> str:
     word = str(path[-1])
     schema = schema_at(root, path[:-1])
-    known = list(_resolved(schema, root).get("properties", {})) if schema is not None else []
+    known = _keys(schema, root, given) if schema is not None else []
     near = did_you_mean(word, known)
     if near:
         return near
@@ -83,6 +94,16 @@ def _nearest_key(path: Key, root: Schema) -> str:
     if elsewhere:
         return f"did you mean {' or '.join(map(repr, elsewhere))}?"
     return f"known: {', '.join(known)}"
+
+
+def _keys(schema: Schema, root: Schema, given: dict[str, Any]) -> list[str]:
+    """The keys of a mapping; of a union, those of the member that the given tag chooses, or else of all members."""
+    schema = _resolved(schema, root)
+    tag = schema.get("discriminator", {"propertyName": None, "mapping": {}})
+    chosen = tag["mapping"].get(given.get(tag["propertyName"]))
+    members = [{"$ref": chosen}] if chosen else _members(schema)
+    inner = (key for member in members for key in _keys(member, root, given))
+    return list(dict.fromkeys([*schema.get("properties", {}), *inner]))
 
 
 def _without_unions(details: Iterable[Any], values: Any) -> list[tuple[Key, Any]]:
@@ -121,7 +142,7 @@ def _path(detail: Any, values: Any) -> tuple[Key, Key | None, Any]:
             path = (*path, part)
         elif detail["type"] == "missing" and number == len(location) - 1:
             path = (*path, part)
-        elif member_at is None:
+        elif member_at is None and part != _KEY:
             member_at, member = path, part
     return path, member_at, member
 
@@ -157,7 +178,8 @@ def schema_at(schema: Schema, path: Key, root: Schema | None = None) -> Schema |
         fixed = schema.get("prefixItems", [])
         inside = fixed[first] if first < len(fixed) else schema.get("items")
     else:
-        inside = schema.get("properties", {}).get(first, schema.get("additionalProperties"))
+        named = [part for pattern, part in schema.get("patternProperties", {}).items() if re.search(pattern, first)]
+        inside = schema.get("properties", {}).get(first) or next(iter(named), schema.get("additionalProperties"))
     return schema_at(inside, rest, root) if isinstance(inside, dict) else None
 
 
@@ -180,8 +202,8 @@ def kind_and_limits(schema: Schema, root: Schema) -> tuple[str, str]:
     if len(members) == 1:
         return kind_and_limits(members[0], root)
     if members:
-        each = [words(member, root) for member in members]
-        return " or ".join(dict.fromkeys(each)), ""
+        each = dict.fromkeys(words(member, root) for member in members)
+        return (", or " if any(", " in part for part in each) else " or ").join(each), ""
     if choices := _choices(schema, root):
         kind = kind_and_limits({"type": schema["type"]}, root)[0] if "type" in schema else "a choice"
         return kind, f"one of: {', '.join(_text(choice) for choice in choices)}"
@@ -197,11 +219,12 @@ def kind_and_limits(schema: Schema, root: Schema) -> tuple[str, str]:
         case "null":
             return "null", ""
         case "array":
-            return _list_kind(schema, root), _count(schema, "Items", "items")
+            return _list_kind(schema, root), ""
         case "object" if "properties" in schema:
             return f"a mapping with the keys {', '.join(schema['properties'])}", ""
         case "object":
-            inside = schema.get("additionalProperties")
+            named = list(schema.get("patternProperties", {}).values())
+            inside = named[0] if named else schema.get("additionalProperties")
             values = words(inside, root) if isinstance(inside, dict) and inside else "anything"
             return "a mapping" if values == "anything" else f"a mapping of names to {values}", ""
     return "anything", ""
@@ -210,8 +233,9 @@ def kind_and_limits(schema: Schema, root: Schema) -> tuple[str, str]:
 def _list_kind(schema: Schema, root: Schema) -> str:
     if "prefixItems" in schema:
         return f"a list of {', '.join(words(item, root) for item in schema['prefixItems'])}"
+    kind = " ".join(part for part in ("a list", _count(schema, "Items", "items")) if part)
     inside = words(schema.get("items", {}), root)
-    return "a list" if inside == "anything" else f"a list, each item {inside}"
+    return kind if inside == "anything" else f"{kind}, each {inside}"
 
 
 def _range(schema: Schema) -> str:
@@ -236,17 +260,11 @@ def _text_limits(schema: Schema) -> str:
 
 def _count(schema: Schema, suffix: str, unit: str) -> str:
     least, most = schema.get(f"min{suffix}"), schema.get(f"max{suffix}")
-    if "prefixItems" in schema or (least is None and most is None):
-        return ""
+    if most is None:
+        return f"of {least} or more {unit}" if least else ""
     if least == most:
-        return f"of {least} {unit}"
-    return (
-        "of "
-        + " and ".join(
-            f"{word} {count}" for word, count in (("at least", least), ("at most", most)) if count is not None
-        )
-        + f" {unit}"
-    )
+        return f"of {most} {unit}"
+    return f"of {least or 0} to {most} {unit}"
 
 
 def _text(value: Any) -> str:

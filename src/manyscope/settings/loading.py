@@ -19,7 +19,7 @@ from manyscope.settings.overrides import by_experiment, parse_override, split_ov
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings, Section
 from manyscope.settings.site import SITE_FILE, Site, load_site
-from manyscope.settings.source import Layer, Place, filled, found, leaves, merged, read_layer
+from manyscope.settings.source import Key, Layer, Place, filled, found, leaves, merged, read_layer
 
 CONFIG_FILE = Path("config/config.yaml")
 EXPERIMENTS_FOLDER = Path("config/experiments")
@@ -125,7 +125,9 @@ def load_config(
     """
     layer, texts, problems = _workflow_layer(config, directory / config_file)
     if experiments is not None:
-        layer = merged([layer, Layer({"experiments": list(experiments)}, {("experiments",): Place("--experiment")})])
+        keys: list[Key] = [("experiments", position) for position in range(len(experiments))]
+        places = {key: Place("--experiment", key=key) for key in keys}
+        layer = merged([layer, Layer({"experiments": list(experiments)}, places)])
     site_file = directory / _site_file(layer)
     site = Site()
     try:
@@ -141,11 +143,8 @@ def load_config(
 
     names, wrong = _experiment_names(workflow.experiments, layer)
     problems += wrong
-    given: dict[str, list[Layer]] = {}
-    try:
-        given = by_experiment([*texts, *((text, None) for text in overrides)])
-    except SettingsError as error:
-        problems += error.problems
+    given, wrong = by_experiment([*texts, *((text, None) for text in overrides)])
+    problems += wrong
     folder = directory / workflow.experiments_folder
     problems += _strangers(given, sorted({*names, *known_experiments(folder)}))
     loaded = {}

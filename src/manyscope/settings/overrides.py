@@ -26,8 +26,8 @@ def parse_override(text: str, prefix: str = "", place: Place | None = None) -> L
         SettingsError: there is no "=", the key has an empty part, or the value is not YAML.
     """
     path, equals, value = text.partition("=")
-    named = f"{prefix}.{path.strip()}" if prefix else path.strip()
     key = tuple(part.strip() for part in path.split("."))
+    named = ".".join((prefix, *key) if prefix else key)
     source = f"{place.source}:{place.line}: set {named}" if place else f"--set {named}"
     if not equals:
         raise SettingsError(f"{source}: '=' is missing, allowed: section.key=value, such as train.lr=3e-4")
@@ -87,14 +87,11 @@ def _split(text: str) -> list[str]:
     return [part for start, end in zip(starts, ends, strict=True) if (part := text[start:end].strip(" ,\n\t"))]
 
 
-def by_experiment(overrides: Iterable[tuple[str, Place | None]]) -> dict[str, list[Layer]]:
-    """The overrides of each experiment, in the order given.
+def by_experiment(overrides: Iterable[tuple[str, Place | None]]) -> tuple[dict[str, list[Layer]], list[str]]:
+    """The overrides of each experiment, in the order given, and what is wrong with those that cannot be read.
 
     Args:
         overrides: `EXPERIMENT.section.key=value`, with the file and line where it stands in a file.
-
-    Raises:
-        SettingsError: an override cannot be read; holds the problems of all of them.
     """
     result: dict[str, list[Layer]] = {}
     problems: list[str] = []
@@ -102,13 +99,12 @@ def by_experiment(overrides: Iterable[tuple[str, Place | None]]) -> dict[str, li
         path = text.partition("=")[0]
         experiment, _, rest = text.partition(".")
         experiment = experiment.strip()
+        if "." not in path or not experiment:
+            where = f"{place.source}:{place.line}: set" if place else "--set"
+            problems.append(f"{where} {path.strip()}: names no experiment, allowed: {_EXAMPLE}")
+            continue
         try:
-            if "." not in path or not experiment:
-                where = f"{place.source}:{place.line}: set" if place else "--set"
-                raise SettingsError(f"{where} {path.strip()}: names no experiment, allowed: {_EXAMPLE}")
             result.setdefault(experiment, []).append(parse_override(rest, experiment, place))
         except SettingsError as error:
             problems += error.problems
-    if problems:
-        raise SettingsError(*problems)
-    return result
+    return result, problems

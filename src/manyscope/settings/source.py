@@ -263,10 +263,9 @@ def _meaning(inside: str | None, names: Mapping[str, str | None], names_from: st
             raise LookupError(f"environment variable {name!r} is not set; set it, or write ${{env:{name}:-default}}")
         return value
     if inside not in names:
-        hint = did_you_mean(inside, list(names)) or f"set it under variables in {names_from}"
-        raise LookupError(
-            f"placeholder '${{{inside}}}' is unknown, allowed: {', '.join(names) or 'none'}, env:VARIABLE; {hint}"
-        )
+        hint = did_you_mean(inside, list(names)) or (f"set it under variables in {names_from}" if names else "")
+        allowed = ", ".join([*names, "env:VARIABLE"])
+        raise LookupError(f"placeholder '${{{inside}}}' is unknown, allowed: {allowed}" + (f"; {hint}" if hint else ""))
     known = names[inside]
     if known is None:
         raise LookupError(f"placeholder '${{{inside}}}' has no value; set {inside} in {names_from}")

@@ -27,9 +27,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     scope = find_scope(settings.scope)
     predictions = read_predictions(paths.predictions)
     ids = predictions["object_id"].to_list()
-    vectors = embeddings(predictions)
-    k = min(settings.explore.neighbours, len(ids) - 1)
-    distances, neighbours = nearest_neighbours(vectors, k)
+    squared, neighbours = nearest_neighbours(embeddings(predictions), settings.explore.neighbours)
 
     rows = pictured(ids, settings.explore.thumbnails)
     thumbnails = scope.thumbnails(paths.prepared, [ids[row] for row in rows])
@@ -42,7 +40,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         coordinates=_coordinates(paths, predictions),
         columns=object_columns(predictions, read_samples(paths.samples)),
         neighbours=neighbours,
-        distances=distances,
+        distances=np.sqrt(squared),
         pictures=zip(rows, progress(thumbnails, "thumbnails", len(rows)), strict=True),
         notes=[f"{len(rows):,} of them, chosen at random, may have a picture"] if few and rows else [],
     )

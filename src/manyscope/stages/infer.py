@@ -25,6 +25,4 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shard: int = 0, sh
     batches = scope.predict(settings, paths.prepared, paths.model, wanted) if wanted else ()
     table, metadata = shard_table(batches, wanted, output)
     write_table(output, table, metadata)
-    logger.info(
-        "shard %d of %d: %d samples, %d objects", shard, shards, len(wanted), len(table)
-    )
+    logger.info("shard %d of %d: %d samples, %d objects", shard, shards, len(wanted), len(table))

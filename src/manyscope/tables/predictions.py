@@ -81,6 +81,8 @@ def shard_table(batches: Iterable[Objects], wanted: Sequence[str], place: Path) 
                 place=place,
                 remedy="look for missing values in the sample, or for a training that diverged",
             )
+        if not len(vectors):
+            continue  # empty columns have no type that would fit to those of other batches
         columns = {"object_id": list(batch.object_id), "sample_id": list(batch.sample_id)}
         frames.append(pl.DataFrame({**columns, "embedding": vectors, **batch.columns}, strict=True))
     missing, extra = set(wanted) - set(seen), len(seen) - len(set(seen))
@@ -89,10 +91,10 @@ def shard_table(batches: Iterable[Objects], wanted: Sequence[str], place: Path) 
             f"{len(seen)} samples were predicted, {len(wanted)} belong here (for example {sorted(missing)[:1]})",
             place=place,
         )
-    widths = {frame.schema["embedding"].shape for frame in frames if len(frame)}  # type: ignore[attr-defined]
+    widths = {frame.schema["embedding"].shape for frame in frames}  # type: ignore[attr-defined]
     if len(widths) > 1:
         raise DataError(f"embeddings have different sizes {sorted(widths)}", place=place)
-    table = pl.concat([f for f in frames if len(f)] or frames[:1] or [_NOTHING])
+    table = pl.concat(frames or [_NOTHING])
     return _in_order(table, wanted, place), {_ACCOUNTED: samples_digest(seen)}
 
 

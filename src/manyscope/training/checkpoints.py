@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ FORMAT = 1
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values whole."""
-    with whole_file(path) as partial:
-        torch.save(content, partial)
+    """Write tensors and plain values whole; the same content gives the same bytes."""
+    # Given a path, torch would put the temporary name into the file.
+    with whole_file(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -30,7 +30,9 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError("the checkpoint is missing", place=path, remedy="run the stage train") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever its reader of rubbish stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"not a readable checkpoint ({reason[:120]})", place=path, remedy="delete it and run the stage train again"

@@ -25,7 +25,7 @@ from manyscope.training import checkpoints
 from manyscope.training.fit import seed_step
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Ends a training as abruptly as one process can end itself."""
 
 
@@ -41,7 +41,7 @@ class Net(nn.Module):
         if self.training:
             self.calls += 1
             if self.calls == self.fail_at:
-                raise Killed
+                raise KilledError
         x = batch["x"] + 0.1 * torch.randn(batch["x"].shape)
         loss = (self.layers(x).squeeze(1) - batch["y"]).square().mean()
         return {"loss": loss * (float("nan") if self.diverge else 1.0), "size": batch["y"].abs().mean()}
@@ -136,7 +136,9 @@ def test_learns_and_writes_its_files(experiment: ExperimentPaths) -> None:
     history = read_table(experiment.history)
     loss = history.filter(pl.col("name") == "validation/loss").sort("step")["value"]
     assert loss[-1] < 0.5 * loss[0]
-    assert set(history["name"]) == {f"{s}/{k}" for s in ("train", "validation") for k in ("loss", "size")} | {"train/lr"}
+    assert set(history["name"]) == {f"{s}/{k}" for s in ("train", "validation") for k in ("loss", "size")} | {
+        "train/lr"
+    }
     record = json.loads(experiment.run.read_text())
     assert record["data_digest"] == "d1"
     assert len(record["settings_digest"]) == 64
@@ -168,7 +170,7 @@ def test_killed_run_continues_exactly(experiment: ExperimentPaths, fail_at: int,
     undisturbed = copy_of(experiment, "undisturbed")
     train_stage.run(settings(schedule=schedule), undisturbed)
     MODEL_ARGUMENTS["fail_at"] = fail_at
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train_stage.run(settings(schedule=schedule), experiment)
     assert not experiment.model.exists()
     MODEL_ARGUMENTS.clear()
@@ -182,7 +184,7 @@ def test_killed_run_continues_exactly(experiment: ExperimentPaths, fail_at: int,
 
 def test_other_settings_or_data_do_not_continue(experiment: ExperimentPaths) -> None:
     MODEL_ARGUMENTS["fail_at"] = 15
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train_stage.run(settings(), experiment)
     MODEL_ARGUMENTS.clear()
     train_stage.run(settings(lr=0.02), experiment)
@@ -196,7 +198,7 @@ def test_early_stopping_survives_a_kill(experiment: ExperimentPaths) -> None:
     steps = read_table(undisturbed.history)["step"].max()
     assert steps < 60 * 70 // 20
     MODEL_ARGUMENTS["fail_at"] = steps - 2
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train_stage.run(settings(**chosen), experiment)
     MODEL_ARGUMENTS.clear()
     train_stage.run(settings(**chosen), experiment)
@@ -213,7 +215,7 @@ def test_diverged_training_stops_with_a_remedy(experiment: ExperimentPaths) -> N
 
 def test_broken_resume_checkpoint_is_named(experiment: ExperimentPaths) -> None:
     MODEL_ARGUMENTS["fail_at"] = 15
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train_stage.run(settings(), experiment)
     last = next(experiment.resume.glob("*/last.ckpt"))
     last.write_bytes(last.read_bytes()[:100])

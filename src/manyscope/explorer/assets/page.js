@@ -156,6 +156,7 @@
     Array.from({ length: perObject }, (_, i) => [neighbours[row * perObject + i], distances[row * perObject + i]]);
 
   function draw() {
+    $("card").hidden = true; // the point below the pointer may be another one now
     const made = parts();
     groups = made.map((part) => part.rows);
     const selected = new Set(state.selected ?? everything);
@@ -192,7 +193,8 @@
 
   const rowAt = (event) => {
     const point = event.points?.find(({ curveNumber }) => curveNumber < groups.length);
-    return point ? groups[point.curveNumber][point.pointNumber] : null;
+    // A late event can still speak of the traces before the last change.
+    return (point && groups[point.curveNumber][point.pointNumber]) ?? null;
   };
 
   // ---- the card at the pointer, and the object that was clicked ----
@@ -288,7 +290,8 @@
 
   // ---- controls ----
   const objects = `${counted(ids.length)} object${ids.length === 1 ? "" : "s"}`;
-  $("about").textContent = [`${data.experiment} · ${data.scope} · ${objects}`, ...data.notes].join(" · ");
+  const named = document.querySelector("h1").textContent === data.experiment ? [] : [data.experiment];
+  $("about").textContent = [...named, data.scope, objects, ...data.notes].join(" · ");
   const colourable = columns.filter((column) => column.kind !== "text");
   $("colour").append(element("option", { value: "-1", textContent: "nothing" }),
     ...colourable.map((column, i) => element("option", { value: String(i), textContent: column.name })));
@@ -340,8 +343,10 @@
   map.on("plotly_unhover", () => hover(null));
   map.on("plotly_click", (event) => {
     const row = rowAt(event);
-    if (row !== null) focus(row);
+    // Later, since a 3-D map redrawn from inside its own event sends the event again without end.
+    if (row !== null) setTimeout(focus, 0, row);
   });
+  map.addEventListener("mouseleave", () => hover(null));
   map.on("plotly_selected", (event) => {
     if (!event?.range && !event?.lassoPoints) return; // also fired when an outline is taken away
     const rows = event.points.filter((p) => p.curveNumber < groups.length).map((p) => groups[p.curveNumber][p.pointNumber]);

@@ -24,7 +24,9 @@ class SimulatedSettings(Section):
     count: PositiveInt = Field(6400, description="Number of galaxies.")
     stamp_px: Annotated[int, Field(ge=24)] = Field(48, description="Width and height of a drawn image.")
     anomaly_fraction: Fraction = Field(0.15, description="Share of the galaxies that carry an injected anomaly.")
-    snr_min: PositiveFloat = Field(30.0, description="Smallest signal-to-noise ratio; they are uniform in its logarithm.")
+    snr_min: PositiveFloat = Field(
+        30.0, description="Smallest signal-to-noise ratio; they are uniform in its logarithm."
+    )
     snr_max: PositiveFloat = Field(150.0, description="Largest signal-to-noise ratio.")
 
 

@@ -166,7 +166,9 @@ def detect(bands: np.ndarray, saturated: np.ndarray, settings: GalaxiesPreproces
     measurable = (red > 0) & (blue > 0)
     colour = np.full(len(found), np.nan)
     colour[measurable] = np.clip(np.log10(red[measurable] / blue[measurable]), -1, 1)
-    shape = np.where(found["npix"] >= settings.min_shape_px, windowed_ellipticity(white, segments, found, radius), np.nan)
+    shape = np.where(
+        found["npix"] >= settings.min_shape_px, windowed_ellipticity(white, segments, found, radius), np.nan
+    )
     columns = {
         "x_px": found["x"],
         "y_px": found["y"],

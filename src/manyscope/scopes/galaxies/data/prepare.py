@@ -56,7 +56,9 @@ def prepare(cutouts: Cutouts, settings: GalaxiesPreprocess, raw: Path, prepared:
         for chunk in progress(cutouts.chunks, "stamps"):
             if chunk.dtype != np.float32 or chunk.shape[1:] != shape:
                 raise DataError(
-                    f"stamps have shape {chunk.shape[1:]} and type {chunk.dtype}", place=raw, allowed=f"{shape}, float32"
+                    f"stamps have shape {chunk.shape[1:]} and type {chunk.dtype}",
+                    place=raw,
+                    allowed=f"{shape}, float32",
                 )
             here = slice(first, first + len(chunk))
             filled, missing[here] = fill_missing(chunk, settings, ids[here], raw)

@@ -1,0 +1,142 @@
+"""Files and folders are there whole or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manyscope.errors import BusyError, DataError
+from manyscope.tables.whole import read_json, sole_worker, whole_file, whole_folder, write_json
+
+
+def test_file_is_replaced_only_when_the_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    with whole_file(path) as partial:
+        partial.write_text("one")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), whole_file(path) as partial:
+        partial.write_text("two")
+        raise ZeroDivisionError
+    assert path.read_text() == "one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_one_clear_line_and_keeps_what_was_there(tmp_path: Path, code: int) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def fill() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half of it")
+            raise OSError(code, "no room", str(partial))
+
+    with pytest.raises(DataError, match=r"a\.txt: the disk is full .* free some space") as caught:
+        fill()
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_really_full_disk(tmp_path: Path) -> None:
+    """/dev/full answers every write with ENOSPC, as a full disk does."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    path = tmp_path / "a.txt"
+
+    def fill() -> None:
+        with whole_file(path) as partial:
+            partial.symlink_to("/dev/full")
+            with partial.open("w") as file:
+                file.write("x" * 100_000)
+
+    with pytest.raises(DataError, match="the disk is full"):
+        fill()
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"), whole_file(tmp_path / "file" / "a.txt"):
+        pass
+
+
+def test_folder_is_swapped_whole(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    for content in ("one", "two"):
+        with whole_folder(path) as folder:
+            (folder / "a").write_text(content)
+    with pytest.raises(ZeroDivisionError), whole_folder(path) as folder:
+        (folder / "b").write_text("three")
+        raise ZeroDivisionError
+    assert (path / "a").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+def test_folder_survives_a_killed_predecessor(tmp_path: Path) -> None:
+    for left_over in (".index.partial", ".index.old"):
+        (tmp_path / left_over).mkdir()
+        (tmp_path / left_over / "rubbish").write_text("")
+    with whole_folder(tmp_path / "index") as folder:
+        (folder / "a").write_text("")
+    assert [p.name for p in tmp_path.rglob("*")] == ["index", "a"]
+
+
+def test_errors_of_the_caller_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="elsewhere"), whole_file(tmp_path / "a"):
+        Path("/nowhere/elsewhere").read_text()
+
+
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(value=json_values)
+def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = tmp_path_factory.mktemp("json") / "v.json"
+    write_json(path, value)
+    assert read_json(path) == value
+
+
+def test_json_refuses_nan_and_explains_rubbish(tmp_path: Path) -> None:
+    path = tmp_path / "v.json"
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert not path.exists()
+    path.write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        read_json(path)
+    with pytest.raises(DataError, match="missing"):
+        read_json(tmp_path / "absent.json")
+    assert json.loads("{}") == {}
+
+
+def _hold(lock: Path, held: object, done: object) -> None:
+    with sole_worker(lock):
+        held.set()  # type: ignore[attr-defined]
+        done.wait(30)  # type: ignore[attr-defined]
+
+
+def test_only_one_process_at_a_time(tmp_path: Path) -> None:
+    lock = tmp_path / ".locks" / "train"
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(lock, held, done))
+    other.start()
+    assert held.wait(30)
+    with pytest.raises(BusyError, match=f"process {other.pid} on .* is still working"), sole_worker(lock):
+        pass
+    other.kill()  # a killed holder leaves nothing to clean up
+    other.join()
+    with sole_worker(lock):
+        pass
