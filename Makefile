@@ -28,7 +28,7 @@ bench: $(READY)
 
 docs: $(READY)
 	manyscope schema --reference docs/settings.md
-	python docs/build.py
+	mkdocs build --quiet
 
 # Pins every package for Python 3.11; the file holds versions only, no addresses.
 lock: $(READY)
