@@ -1,7 +1,8 @@
 """A digest of the source that a stage runs, found without importing it: a change there makes the stage run again.
 
 Followed are the import statements of the modules, also those inside functions, and import paths in text such as
-"manyscope.latent.reducers:Pca", through which registries name what they hold. Of a scope's class and of its base
+"manyscope.latent.reducers:Pca", through which registries name what they hold. The files of a folder `assets` beside
+a module belong to it. Of a scope's class and of its base
 classes only the methods count that the stage calls. Comments, docstrings and type-only imports do not count.
 """
 
@@ -122,6 +123,8 @@ def _digest(start: Iterable[str], followed: Set[str], unused: Mapping[str, Seque
     digest = hashlib.sha256()
     for name in sorted(sources):
         digest.update(f"{name}\0{sources[name]}\0".encode())
+        for asset in _assets(name):
+            digest.update(asset.name.encode() + b"\0" + asset.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -210,6 +213,12 @@ def _file(module: str) -> Path | None:
             if file.is_file() and (parts or file.name == "__init__.py"):
                 return file
     return None
+
+
+def _assets(module: str) -> list[Path]:
+    """Files that a module may read at run time: those of a folder `assets` beside it."""
+    file = _file(module)
+    return sorted(p for p in (file.parent / "assets").rglob("*") if p.is_file()) if file else []
 
 
 @cache

@@ -229,15 +229,15 @@ def stage_settings(model: type[ExperimentSettings], stage: str, values: Mapping[
     Raises:
         SettingsError: a section or key is wrong; holds every problem.
     """
-    problems: list[str] = []
     sections = model.reads[stage]
-    for name in values.keys() - {"scope", *sections}:
-        problems.append(f"--settings: {name}: stage {stage!r} does not read it, allowed: {', '.join(sections)}")
+    unread = values.keys() - {"scope", *sections}
+    allowed = ", ".join(sections)
+    problems = [f"--settings: {name}: stage {stage!r} does not read it, allowed: {allowed}" for name in unread]
     for name in sections:
-        section = model.model_fields[name].annotation
-        layer = Layer({name: values.get(name, {})}, {(): Place("--settings")})
-        wrapper = create_model(f"Stage{name.title()}", __base__=Section, **{name: (section, ...)})  # type: ignore[call-overload]
-        problems += validated(wrapper, layer)[1]
+        info = model.model_fields[name]
+        wrapper = create_model(f"Stage{name.title()}", __base__=Section, **{name: (info.annotation, info)})  # type: ignore[call-overload]
+        given = {name: values[name]} if name in values else {}
+        problems += validated(wrapper, Layer(given, {(): Place("--settings")}))[1]
     if problems:
         raise SettingsError(*sorted(problems))
     return model.from_stage_values(stage, dict(values))
@@ -273,7 +273,7 @@ def _load(file: Path, folder: Path, overrides: Iterable[Layer], site: Site, site
         problems += wrong
         layers = [defaults, *layers]
     for layer in layers:
-        _drop_empty_sections(layer, model)
+        _drop_empty_sections(layer.values, model)
     final = merged(layers)
     final.places[()] = own.places[()]
     if problems:  # a placeholder without a value would only be reported a second time
@@ -286,12 +286,16 @@ def _load(file: Path, folder: Path, overrides: Iterable[Layer], site: Site, site
     return settings
 
 
-def _drop_empty_sections(layer: Layer, model: type[ExperimentSettings]) -> None:
+def _drop_empty_sections(values: dict[str, Any], model: type[Section]) -> None:
     """`train:` with nothing under it, such as with every line commented out, sets nothing."""
     for name, info in model.model_fields.items():
-        is_section = isinstance(info.annotation, type) and issubclass(info.annotation, Section)
-        if is_section and name in layer.values and layer.values[name] is None:
-            del layer.values[name]
+        section = info.annotation
+        if not (isinstance(section, type) and issubclass(section, Section)) or name not in values:
+            continue
+        if values[name] is None:
+            del values[name]
+        elif isinstance(values[name], dict):
+            _drop_empty_sections(values[name], section)
 
 
 def _workflow_layer(

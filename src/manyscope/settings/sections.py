@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, create_model
 
 from manyscope.errors import SettingsError
 
@@ -142,7 +142,7 @@ class ExperimentSettings(Section):
         "umap": ("umap",),
         "index": ("index",),
         "evaluate": ("model", "evaluate"),
-        "explore": ("explore",),
+        "explore": ("title", "explore"),
     }
 
     scope: str = Field(description="The kind of instrument: a built-in scope or one of a plug-in package.")
@@ -160,8 +160,7 @@ class ExperimentSettings(Section):
 
     def stage_values(self, stage: str) -> dict[str, Any]:
         """What one stage reads, as plain JSON values: the scope's name and the stage's sections."""
-        sections = {name: getattr(self, name).model_dump(mode="json") for name in self.reads[stage]}
-        return {"scope": self.scope, **sections}
+        return {"scope": self.scope, **self.model_dump(mode="json", include=set(self.reads[stage]))}
 
     def for_stage(self, stage: str) -> ExperimentSettings:
         """The same settings without the sections that the stage must not read: touching one raises."""
@@ -171,11 +170,10 @@ class ExperimentSettings(Section):
     def from_stage_values(cls, stage: str, values: dict[str, Any]) -> ExperimentSettings:
         """The inverse of `stage_values`, validated again: it may come from a shell."""
         kept = {"scope", *cls.reads[stage]}
-        partial = {name: cls.model_fields[name].annotation for name in cls.reads[stage]}
-        validated = {}
-        for name, section in partial.items():
-            validated[name] = section.model_validate(values.get(name, {}))  # type: ignore[union-attr]
-        settings = cls.model_construct(_fields_set=kept, scope=values["scope"], **validated)
+        read = {name: (cls.model_fields[name].annotation, cls.model_fields[name]) for name in kept}
+        part = create_model(f"{cls.__name__}For{stage.title()}", __base__=Section, **read)  # type: ignore[call-overload]
+        validated = part.model_validate(values)
+        settings = cls.model_construct(_fields_set=kept, **{name: getattr(validated, name) for name in kept})
         for name in cls.model_fields.keys() - kept:
             settings.__dict__.pop(name, None)
         settings.__dict__["_stage"] = stage

@@ -36,7 +36,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         for name, figure in sorted(figures.items()):
             save_figure(figure, folder / f"{name}.png")
         write_json(folder / "captions.json", {name: captions.get(name, "") for name in sorted(figures)})
-    save_figure(forest_plot(evaluation.metrics), paths.evaluate / "summary.png")
+    save_figure(forest_plot(evaluation.metrics), paths.metrics_figure)
     write_table(paths.metrics_table, metrics_table(evaluation.metrics))
     write_json(paths.metrics, document)
     for metric in evaluation.metrics:

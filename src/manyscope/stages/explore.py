@@ -33,7 +33,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     thumbnails = scope.thumbnails(paths.prepared, [ids[row] for row in rows])
     few = len(rows) < len(ids)
     page = Page(
-        title=paths.experiment,
+        title=settings.title or paths.experiment,
         experiment=paths.experiment,
         scope=scope.name,
         object_ids=ids,

@@ -82,10 +82,10 @@ def test_metrics_figures_and_captions_are_written(paths: ExperimentPaths, settin
         "figures/errors.png",
         "metrics.json",
         "metrics.parquet",
-        "summary.png",
+        "metrics.png",
     ]
     assert json.loads((paths.figures / "captions.json").read_text()) == {"errors": "Where it errs."}
-    for picture in (paths.evaluate / "summary.png", paths.figures / "errors.png"):
+    for picture in (paths.evaluate / "metrics.png", paths.figures / "errors.png"):
         with Image.open(picture) as image:
             image.verify()
 
