@@ -114,12 +114,12 @@ def _section_lines(
             continue
         inside = info.annotation
         if isinstance(inside, type) and issubclass(inside, Section):
-            given = [values[name] if isinstance(values.get(name), dict) else {} for values in (defaults, examples)]
+            below, known = (v[name] if isinstance(v.get(name), dict) else {} for v in (defaults, examples))
             part = schema_at(schema, (name,)) or {}
             if depth == 0:
                 yield ""
             yield f"{indent}{name}:{_remark(info.description or _first_sentence(inside))}"
-            yield from _section_lines(inside, *given, {**part, "$defs": schema.get("$defs", {})}, depth + 1)
+            yield from _section_lines(inside, below, known, {**part, "$defs": schema.get("$defs", {})}, depth + 1)
             continue
         remark = _remark(info.description, _choices(schema, name))
         if name in defaults:

@@ -11,7 +11,7 @@ from manyscope.errors import DataError
 
 Metric = Literal["l2", "cosine", "ip"]
 
-_BLOCK = 2**23  # numbers in the largest array of a block: 64 MiB of float64
+_BLOCK = 2**21  # numbers in the largest array of a block: 16 MiB of float64, about what a cache holds
 _SPARE = 8  # candidates beyond the k nearest, for what the rough distances may have put in the wrong order
 _ROUNDING = 1e-12  # error of a rough distance, relative to the largest squared norms
 
@@ -69,6 +69,17 @@ def nearest_neighbours(
         distances[start : start + step] = np.take_along_axis(near, order, 1)
         rows[start : start + step] = np.take_along_axis(candidates, order, 1)
     return distances, rows
+
+
+def distances_to(reference: np.ndarray, rows: np.ndarray, queries: np.ndarray, *, metric: Metric = "l2") -> np.ndarray:
+    """Distance of each query to some rows of the reference, (queries, columns) float64, exactly as
+    `nearest_neighbours` computes them.
+
+    Args:
+        rows: (queries, columns) int.
+    """
+    _, points, _, exact = _measure(reference, queries, metric)
+    return exact(points, rows)
 
 
 def _check(reference: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray | None) -> None:

@@ -13,13 +13,16 @@ from manyscope.latent.neighbours import nearest_neighbours
 _SMALLEST_REACH = 1e-10
 
 
-def outlier_scores(vectors: np.ndarray, reference: np.ndarray, neighbours: Mapping[str, int]) -> dict[str, np.ndarray]:
+def outlier_scores(
+    vectors: np.ndarray, reference: np.ndarray, neighbours: Mapping[str, int], *, standardize: bool = True
+) -> dict[str, np.ndarray]:
     """Several scores from one search for neighbours.
 
     Args:
         vectors: (n, dimensions).
         reference: (n,) bool, the vectors that the others are judged by.
         neighbours: "knn" or "lof" -> number of neighbours.
+        standardize: divide each dimension by its standard deviation over the reference.
 
     Returns:
         name -> (n,) float64; NaN where an object has no other to be compared with.
@@ -30,7 +33,7 @@ def outlier_scores(vectors: np.ndarray, reference: np.ndarray, neighbours: Mappi
     members = np.flatnonzero(reference)
     own = np.full(len(vectors), -1)
     own[members] = np.arange(len(members))
-    distances, rows = _surroundings(vectors[members], vectors, max(neighbours.values(), default=0), own)
+    distances, rows = _surroundings(vectors[members], vectors, max(neighbours.values(), default=0), own, standardize)
     scores = {}
     for name, k in neighbours.items():
         if name == "knn":
@@ -75,15 +78,15 @@ def local_outlier_factor(
 
 
 def _surroundings(
-    reference: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray | None
+    reference: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray | None, standardize: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Euclidean distances to the nearest reference vectors and their rows, standardised."""
+    """Euclidean distances to the nearest reference vectors and their rows."""
     if not len(reference):
         raise DataError("there is no reference object to judge the others by")
     reference, queries = reference.astype(np.float64), queries.astype(np.float64)
     # Not std() > 0: the mean of equal numbers may be off by a rounding error.
     varies = reference.max(0) > reference.min(0)
-    centre, scale = reference[:, varies].mean(0), reference[:, varies].std(0)
+    centre, scale = reference[:, varies].mean(0), reference[:, varies].std(0) if standardize else 1.0
     squared, rows = nearest_neighbours(
         (reference[:, varies] - centre) / scale, k, (queries[:, varies] - centre) / scale, own=own
     )

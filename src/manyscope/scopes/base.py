@@ -41,7 +41,7 @@ class ScopeData(Protocol):
     def train_schedule(self, batch_size: int, seed: int) -> Schedule:
         """The endless order of training batches."""
 
-    def train_batch(self, indices: Sequence[int]) -> Any:
+    def train_batch(self, indices: Sequence[int] | np.ndarray) -> Any:
         """The batch of the training samples with these positions."""
 
     def validation_batches(self, batch_size: int) -> Iterable[Any]:
@@ -58,7 +58,7 @@ class Schedule(Protocol):
     def steps_per_epoch(self) -> float:
         """Optimiser steps in one pass over the training samples; need not be whole."""
 
-    def batch(self, step: int) -> Sequence[int]:
+    def batch(self, step: int) -> Sequence[int] | np.ndarray:
         """Positions of the training samples of global step `step`, over all processes."""
 
 

@@ -13,9 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from manyscope.errors import BusyError, DataError
+from manyscope.errors import BusyError, DataError, ManyscopeError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+# Libraries that write from compiled code report a full disk by errors of their own.
+_FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded")
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except Exception as error:
         raise _explained(error, path) from error
     finally:
         with suppress(OSError):
@@ -58,7 +60,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         partial.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:
         raise _explained(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -107,14 +109,20 @@ def read_json(path: Path) -> Any:
         raise DataError(f"not JSON ({error})", place=path, remedy="run the stage that makes it again") from error
 
 
-def _explained(error: OSError, path: Path) -> Exception:
-    if error.filename and not str(error.filename).startswith(str(path.parent)):
-        return error  # a file of the caller, not ours
-    if error.errno in _FULL:
+def _explained(error: Exception, path: Path) -> Exception:
+    """The error to raise instead: about the disk where it is the disk's, else the same one."""
+    if isinstance(error, ManyscopeError):
+        return error
+    code = getattr(error, "errno", None)
+    if code in _FULL or any(words in str(error).lower() for words in _FULL_WORDS):
         free = shutil.disk_usage(path.parent).free // 2**20
         return DataError(
             f"the disk is full ({free} MiB free) and nothing was written",
             place=path,
             remedy="free some space and run the same command again",
         )
-    return DataError(f"cannot be written ({error.strerror or error})", place=path, remedy="check the folder's rights")
+    ours = isinstance(error, OSError) and error.filename and str(error.filename).startswith(str(path.parent))
+    if not ours or isinstance(error, FileNotFoundError):
+        return error
+    reason = error.strerror if isinstance(error, OSError) else error
+    return DataError(f"cannot be written ({reason})", place=path, remedy="check the folder's rights")

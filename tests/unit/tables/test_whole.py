@@ -7,6 +7,7 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +60,16 @@ def test_really_full_disk(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the disk is full"):
         fill()
     assert not path.exists()
+
+
+def test_full_disk_reported_by_a_library(tmp_path: Path) -> None:
+    """polars raises no OSError when it cannot write on."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(DataError, match="the disk is full"), whole_file(tmp_path / "t.parquet") as partial:
+        partial.symlink_to("/dev/full")
+        pl.DataFrame({"a": [1.0]}).write_parquet(partial)
+    assert not (tmp_path / "t.parquet").exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from manyscope.scopes.base import Evaluation, Scope, ScopeData
 from manyscope.scopes.galaxies.settings import GalaxiesSettings
@@ -46,7 +46,7 @@ class Galaxies(Scope[GalaxiesSettings]):
     def model(self, settings: GalaxiesSettings, data: ScopeData) -> nn.Module:
         from manyscope.scopes.galaxies.model import build_model
 
-        return build_model(settings.model, data)
+        return build_model(settings.model, cast("StampData", data))
 
     def predict_batch(self, settings: GalaxiesSettings, model: nn.Module, batch: dict[str, Any]) -> Objects:
         from manyscope.scopes.galaxies.model import describe

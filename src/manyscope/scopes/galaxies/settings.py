@@ -94,6 +94,10 @@ class GalaxiesEvaluate(EvaluateSettings):
     outlier_neighbours: PositiveInt = Field(10, description="Neighbours of the baselines' k-NN outlier score.")
     lof_neighbours: PositiveInt = Field(30, description="Neighbours of the baselines' local outlier factor.")
     untrained_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the untrained network's weights.")
+    ring_components: PositiveInt = Field(16, description="Principal components of the baseline 'rings'.")
+    objects: Annotated[int, Field(ge=100)] = Field(
+        20_000, description="At most so many training and so many test objects are looked at, a seeded choice."
+    )
     gallery: PositiveInt = Field(24, description="Objects in the gallery of strangers.")
 
 

@@ -33,12 +33,14 @@ class Hubble:
         Raises:
             MissingDependencyError: the installed scikit-image does not hold it.
         """
+        from importlib.metadata import version
+
         import skimage.data
 
         bundled = Path(skimage.data.__file__).parent / _NAME
         if not bundled.is_file():
             raise MissingDependencyError(
-                f"scikit-image {skimage.__version__} comes without {_NAME}",
+                f"scikit-image {version('scikit-image')} comes without {_NAME}",
                 place=bundled.parent,
                 remedy="install the scikit-image wheel of the lock file",
             )
@@ -46,7 +48,7 @@ class Hubble:
         if not target.is_file() or target.read_bytes() != bundled.read_bytes():
             with whole_file(target) as partial:
                 shutil.copyfile(bundled, partial)
-        yield ManifestEntry(_NAME, f"scikit-image {skimage.__version__}: data.hubble_deep_field")
+        yield ManifestEntry(_NAME, f"scikit-image {version('scikit-image')}: data.hubble_deep_field")
 
     def cut(self, settings: GalaxiesPreprocess, raw: Path, manifest: pl.DataFrame) -> Cutouts:
         """Detect, measure and cut.
@@ -57,7 +59,8 @@ class Hubble:
         photograph = raw / _NAME
         image = read_photograph(photograph)
         bands = subtract_sky(image, settings.background_px)
-        table = detect(bands, (image >= _SATURATED).any(0), settings, photograph)
+        saturated = np.any(image >= _SATURATED, axis=0)
+        table = detect(bands, saturated, settings, photograph)
         centre = table.select("x_px", "y_px").to_numpy().round().astype(np.int64)
         half = settings.stamp_px // 2
         stamps = np.stack([bands[:, y - half : y + half, x - half : x + half] for x, y in centre])

@@ -67,7 +67,7 @@ class StampData:
     def train_schedule(self, batch_size: int, seed: int) -> ShuffledSchedule:
         return ShuffledSchedule(self.train_size, batch_size, seed)
 
-    def train_batch(self, indices: Sequence[int]) -> Batch:
+    def train_batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         return self.batch(self.train_rows[np.asarray(indices, np.int64)])
 
     def validation_batches(self, batch_size: int) -> Iterator[Batch]:

@@ -89,7 +89,8 @@ class Invariant(nn.Module):
             raise DataError("a batch of one sample cannot be contrasted", remedy="raise train.batch_size")
         views = [self.transforms(self.views(stamps, self.size)) for _ in range(2)]
         latent = self(torch.cat(views))
-        contrast = nt_xent(*self.projector(latent).chunk(2), self.temperature)
+        first, second = self.projector(latent).chunk(2)
+        contrast = nt_xent(first, second, self.temperature)
         target = self.whitening(self.rings(batch["images"])).clamp(-_CLAMP, _CLAMP)
         tied = (latent[:, : self.tied] - target.repeat(2, 1)).square().mean()
         return {"loss": contrast + self.tie * tied, "contrast": contrast.detach(), "tied": tied.detach()}

@@ -27,6 +27,8 @@ class Rings(nn.Module):
         orders: highest Fourier order.
     """
 
+    grid: Tensor
+
     def __init__(self, shape: tuple[int, int, int], angles: int = 24, orders: int = 4) -> None:
         super().__init__()
         bands, height, width = shape
@@ -54,6 +56,9 @@ class Whitening(nn.Module):
 
     Until `fit` is called it passes the leading features through.
     """
+
+    mean: Tensor
+    projection: Tensor
 
     def __init__(self, features: int, components: int) -> None:
         super().__init__()

@@ -1,0 +1,1 @@
+"""Measurements of Manyscope beside public peers; see README.md."""

@@ -1,0 +1,51 @@
+"""gather: join the shards into one latent table and add outlier scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from manyscope.errors import DataError
+from manyscope.latent.outliers import outlier_scores
+from manyscope.log import logger
+from manyscope.settings.paths import ExperimentPaths
+from manyscope.settings.sections import ExperimentSettings
+from manyscope.tables import predictions
+from manyscope.tables.parquet import write_table
+from manyscope.tables.samples import read_samples
+
+
+def run(settings: ExperimentSettings, paths: ExperimentPaths, shards: int) -> None:
+    """Write infer/predictions.parquet. The result does not depend on the number of shards.
+
+    Raises:
+        DataError: a shard is missing, broken or of another data set, an object id occurs twice, or a latent vector is
+            not finite.
+    """
+    samples = read_samples(paths.samples)
+    table = predictions.gather([paths.shard(i) for i in range(shards)], samples["sample_id"].to_list())
+    vectors = predictions.embeddings(table)
+    bad = ~np.isfinite(vectors).all(1)
+    if bad.any():
+        raise DataError(
+            f"the embedding of object {table['object_id'][int(bad.argmax())]!r} is not finite",
+            place=paths.infer,
+            remedy="delete the folder infer/ and run again",
+        )
+    reference = table["sample_id"].is_in(samples.filter(pl.col("split") == "train")["sample_id"].implode()).to_numpy()
+    if not reference.any():
+        logger.warning("no training sample has an object: outlier scores compare with all objects")
+        reference = np.ones(len(table), bool)
+
+    section = settings.gather
+    k = {"knn": section.outlier_neighbours, "lof": section.lof_neighbours}
+    wanted: dict[str, int] = {
+        name: k[name] for name in section.outlier_scores if f"outlier_{name}" not in table.columns
+    }
+    columns = [
+        pl.Series(f"outlier_{name}", score, pl.Float32, nan_to_null=True)
+        for name, score in outlier_scores(vectors, reference, wanted).items()
+    ]
+    # Parquet's row groups follow the chunks of the frame, which follow the shards.
+    write_table(paths.predictions, table.with_columns(columns).rechunk())
+    logger.info("%d objects of %d samples, %d dimensions", len(table), len(samples), vectors.shape[1])
