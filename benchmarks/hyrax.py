@@ -212,6 +212,7 @@ def run() -> list[Row]:
     ids, vectors = theirs.exported(inferred)
     shared = pl.DataFrame({"object_id": ids, "sample_id": ids, "embedding": vectors})
     write_table(ours.shared.predictions, shared)
+    write_table(ours.shared.samples, read_table(ours.own.samples))
 
     compare("umap", lambda: ours.stage("umap", "shared"), lambda: theirs.verb("umap", "-i", inferred), True)
     rows += _map_rows(ours, theirs, ids, vectors, "umap")

@@ -73,12 +73,16 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def environment(**more: str | Path) -> dict[str, str]:
-    """What every measured command sees: two threads, no bars, and byte code that is kept between runs."""
+    """What every measured command sees: two threads that sleep while they wait, no bars, byte code that is kept.
+
+    Threads that spin while they wait for a core which another program has would count its work as theirs.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MANYSCOPE", "MLFLOW"))}
     threads = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")
     return {
         **kept,
         **{f"{name}_NUM_THREADS": str(THREADS) for name in threads},
+        "OMP_WAIT_POLICY": "passive",
         "TQDM_DISABLE": "1",
         **{key: str(value) for key, value in more.items()},
     }

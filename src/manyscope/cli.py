@@ -174,12 +174,9 @@ for _stage in STAGE_HELP:
 @click.option("--set", "overrides", multiple=True, metavar="EXPERIMENT.KEY=VALUE", help="Override a setting.")
 @_config_option
 @click.option("--report/--no-report", default=True, help="Write results/report.html at the end.")
-@click.argument("snakemake", nargs=-1, type=click.UNPROCESSED)
+@click.option("--snakemake", multiple=True, metavar="ARGUMENT", help="Passed on, such as --snakemake=--dry-run.")
 def run(**options: Any) -> None:
-    """Run the whole chain with Snakemake for the EXPERIMENTS (all of the workflow file unless given).
-
-    What comes after a bare -- goes to Snakemake.
-    """
+    """Run the whole chain with Snakemake for the EXPERIMENTS (all of the workflow file unless given)."""
     from manyscope.commands.run import run_workflow
 
     sys.exit(run_workflow(**options))

@@ -149,8 +149,7 @@ def test_same_seed_same_metrics_other_seed_other_metrics(finished: Workspace, tm
     found = []
     for seed in (0, 1):
         workspace = make_workspace(tmp_path / str(seed))
-        change = ("--config", f"set=[galaxies.train.seed={seed}]")
-        workspace.snakemake(*change, "results/galaxies/evaluate/metrics.json")
+        workspace.snakemake("results/galaxies/evaluate/metrics.json", "--config", f"set=[galaxies.train.seed={seed}]")
         found.append(paths_of(workspace).metrics.read_bytes())
     assert found[0] == paths_of(finished).metrics.read_bytes()
     assert found[1] != found[0]

@@ -139,7 +139,7 @@ def _working_value(name: str, info: FieldInfo, schema: dict[str, Any], examples:
 
 def _choices(schema: dict[str, Any], name: str) -> str:
     limits = kind_and_limits(schema["properties"][name], schema)[1]
-    return limits.capitalize() if limits.startswith("one of: ") else ""
+    return f"O{limits[1:]}" if limits.startswith("one of: ") else ""
 
 
 def _remark(*parts: str | None) -> str:

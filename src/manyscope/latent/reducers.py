@@ -6,8 +6,8 @@ UMAP is umap-learn's graph and layout around three choices of ours, measured on 
 - The layout starts from principal components: spectral embedding is no better (trustworthiness 0.9960 for both).
 - 200 passes: the 500 of umap-learn take 3.6 s longer and gain 0.00004.
 
-With compiled code kept on disk (3 s less in each new process) a fit takes 6.5 s of CPU, of which 3.6 s are `import
-umap`. UMAP fitted with its defaults takes 35 s; fitted to 1,024 objects, with the rest transformed, 24 s.
+With compiled code kept on disk (4 s less in each new process) the whole stage takes 5.7 s of CPU. umap-learn with its
+defaults takes 39 s; fitted to 1,024 objects, with the rest transformed in batches, 24 s and is no better.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ REDUCERS = Registry("reducer", {"umap": "manyscope.latent.reducers:Umap", "pca":
 Loaded = TypeVar("Loaded", bound="StoredReducer")
 
 _FEWEST = 10  # objects of which UMAP's graph still says something
+# Functions that umap-learn compiles anew in every process; keeping them changes nothing but the time.
+_COMPILED = (
+    ("umap_", "smooth_knn_dist"),
+    ("umap_", "compute_membership_strengths"),
+    ("layouts", "clip"),
+    ("layouts", "_nb_optimize_layout_euclidean_single_epoch"),
+)
 _NOISE = 1e-4  # of a layout 10 wide: parts objects that principal components put in one place
 
 
@@ -197,10 +204,11 @@ class Umap(StoredReducer):
             self.vectors, k, random, self.settings.metric, knn_indices=rows, knn_dists=distances
         )
         a, b = umap.find_ab_params(1.0, self.settings.min_dist)
+        noise = np.random.default_rng(self.settings.seed).normal(scale=_NOISE, size=start.shape)
         coordinates, _ = umap.simplicial_set_embedding(
             self.vectors, graph, self.settings.components, initial_alpha=1.0, a=a, b=b, gamma=1.0,
             negative_sample_rate=5, n_epochs=500 if n <= 2_500 else 200,
-            init=(start + random.normal(scale=_NOISE, size=start.shape)).astype(np.float32), random_state=random,
+            init=(start + noise).astype(np.float32), random_state=random,
             metric=self.settings.metric, metric_kwds={}, densmap=False, densmap_kwds={}, output_dens=False,
         )  # fmt: skip
         return np.ascontiguousarray(coordinates, np.float32)
@@ -236,13 +244,9 @@ def _umap() -> Any:
         import umap.layouts
         import umap.umap_
 
-        for function in (
-            umap.umap_.smooth_knn_dist,
-            umap.umap_.compute_membership_strengths,
-            umap.layouts.clip,
-            umap.layouts._nb_optimize_layout_euclidean_single_epoch,
-        ):
-            function.enable_caching()
+        for module, name in _COMPILED:
+            if function := getattr(getattr(umap, module), name, None):
+                function.enable_caching()
     except RuntimeError as error:
         raise MissingDependencyError(
             f"umap-learn finds no folder for its compiled code ({error})",

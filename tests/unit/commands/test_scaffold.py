@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,7 @@ class Outer(Section):
 
 class Download(DownloadSettings):
     """Where it comes from."""
-    kind: Literal["slow", "fast"] = Field(description="Which.")
+    kind: Literal["slow", "Fast"] = Field(description="Which.")
     place: str = Field(description="Where.", examples=["over there"])
     outer: Outer = Outer()
     table: dict[str, Any] = {"a": [1, 2.5, True], "b": {"c": None}}
@@ -135,7 +135,7 @@ def test_settings_of_any_kind(probe: str, tmp_path: Path) -> None:
     assert settings.download.outer.deep.nothing == "off"
     text = file.read_text(encoding="utf-8")
     assert "  # epochs: 3 " in text  # the plug-in's default, not Manyscope's
-    assert "  kind: slow  # Which. One of: slow, fast\n" in text
+    assert "  kind: slow  # Which. One of: slow, Fast\n" in text
     assert "    deep:  # Two levels down.\n" in text
 
 
@@ -160,7 +160,7 @@ def test_names_that_are_no_file_names(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_scope(tmp_path: Path) -> None:
-    with pytest.raises(ManyscopeError, match="scope 'galaxi' is unknown.*did you mean 'galaxies'"):
+    with pytest.raises(ManyscopeError, match=r"scope 'galaxi' is unknown.*did you mean 'galaxies'"):
         write_experiment("x", "galaxi", tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -194,6 +194,7 @@ def test_from_the_shell(tmp_path: Path) -> None:
     [
         ("light-curves", "light_curves", "LightCurves"),
         ("x", "x", "X"),
+        ("very-long-name-of-a-scope", "very_long_name_of_a_scope", "VeryLongNameOfAScope"),
         ("A1_b-c", "A1_b_c", "A1BC"),
         ("scope", "scope", "Scope"),  # as the classes that the templates import
         ("experiment", "experiment", "Experiment"),
@@ -223,17 +224,16 @@ def test_a_new_scope_is_a_package(name: str, package: str, camel: str, tmp_path:
 @hypothesis_settings(max_examples=30, deadline=None)
 def test_any_name_makes_valid_code_or_one_error(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("any")
-    try:
+    made = None
+    with suppress(ManyscopeError):
         made = write_scope(name, folder)
-    except ManyscopeError as error:
-        assert "\n" not in str(error)
-        assert not list(folder.iterdir())
+    assert [path.name for path in folder.iterdir()] == ([name] if made else [])
+    if made is None:
         return
     for file in made.rglob("*.py"):
         compile(file.read_text(encoding="utf-8"), str(file), "exec")
-    module, _, _ = tomllib.loads((made / "pyproject.toml").read_text())["project"]["entry-points"]["manyscope.scopes"][
-        name
-    ].partition(":")
+    project = tomllib.loads((made / "pyproject.toml").read_text())["project"]
+    module = project["entry-points"]["manyscope.scopes"][name].partition(":")[0]
     assert (made / "src" / f"{module.replace('.', '/')}.py").is_file()
 
 
@@ -276,10 +276,3 @@ def test_the_wheel_carries_the_templates(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         inside = set(wheel.namelist())
     assert {f"manyscope/commands/templates/scope/{path.name}" for path in TEMPLATES.iterdir()} <= inside
-
-
-def test_schema_of_an_experiment_is_json() -> None:
-    """What the first line of an experiment points to."""
-    from manyscope.settings.schema import scope_schema
-
-    assert json.loads(json.dumps(scope_schema("galaxies")))["properties"]["scope"]["const"] == "galaxies"

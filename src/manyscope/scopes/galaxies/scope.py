@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from manyscope.errors import ManyscopeError
 from manyscope.scopes.base import Evaluation, Scope, ScopeData
 from manyscope.scopes.galaxies.settings import GalaxiesSettings
 
@@ -37,6 +38,28 @@ class Galaxies(Scope[GalaxiesSettings]):
 
         source = find_source(settings.download.source)
         return prepare(source.cut(settings.preprocess, raw, manifest), settings.preprocess, raw, prepared)
+
+    def problems(self, settings: GalaxiesSettings) -> Iterator[str]:
+        from manyscope.scopes.galaxies.data.sources import SOURCES
+        from manyscope.scopes.galaxies.data.transforms import TRANSFORMS
+        from manyscope.scopes.galaxies.model import MODELS
+
+        named = [
+            ("download.source", SOURCES, settings.download.source),
+            ("model.name", MODELS, settings.model.name),
+            *(("preprocess.transforms", TRANSFORMS, step.name) for step in settings.preprocess.transforms),
+        ]
+        for place, registry, name in named:
+            try:
+                registry.path(name)
+            except ManyscopeError as error:
+                yield f"{place}: {error}"
+        drawn, wanted = settings.download.simulated.stamp_px, settings.preprocess.stamp_px
+        if settings.download.source == "simulated" and drawn < wanted:
+            yield (
+                f"preprocess.stamp_px: {wanted} px are more than download.simulated.stamp_px draws, {drawn} px; "
+                "lower the one or raise the other"
+            )
 
     def data(self, settings: GalaxiesSettings, prepared: Path) -> StampData:
         from manyscope.scopes.galaxies.data.stamps import StampData

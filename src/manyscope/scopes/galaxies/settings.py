@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from manyscope.settings.sections import (
     DownloadSettings,
@@ -28,6 +28,12 @@ class SimulatedSettings(Section):
         30.0, description="Smallest signal-to-noise ratio; they are uniform in its logarithm."
     )
     snr_max: PositiveFloat = Field(150.0, description="Largest signal-to-noise ratio.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SimulatedSettings:
+        if self.snr_max < self.snr_min:
+            raise ValueError(f"snr_max {self.snr_max} is below snr_min {self.snr_min}")
+        return self
 
 
 class GalaxiesDownload(DownloadSettings):

@@ -87,7 +87,7 @@ def open_images(path: Path, count: int) -> np.ndarray:
     """
     try:
         images: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise DataError(f"not a readable array ({error})", place=path, remedy="delete it and download again") from error
     if images.dtype != np.float16 or images.ndim != 4 or images.shape[:2] != (count, len(BANDS)):
         raise DataError(

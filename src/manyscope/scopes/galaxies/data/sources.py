@@ -74,7 +74,7 @@ def find_source(name: str) -> Source:
 
 
 def middle(stamps: np.ndarray, size_px: int, place: object) -> np.ndarray:
-    """The middle (…, size_px, size_px) of larger stamps.
+    """The middle (…, size_px, size_px) of larger stamps: pixel (height // 2, width // 2) becomes the middle one.
 
     Raises:
         DataError: the stamps are smaller than that.
@@ -86,5 +86,5 @@ def middle(stamps: np.ndarray, size_px: int, place: object) -> np.ndarray:
             place=place,
             remedy="lower preprocess.stamp_px",
         )
-    top, left = (height - size_px) // 2, (width - size_px) // 2
+    top, left = height // 2 - size_px // 2, width // 2 - size_px // 2
     return stamps[..., top : top + size_px, left : left + size_px]

@@ -41,7 +41,7 @@ class StampData:
         path = prepared / STAMPS
         try:
             self.stamps: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise DataError(
                 f"not a readable array ({error})", place=path, remedy="run the stage 'preprocess' again"
             ) from error

@@ -58,7 +58,7 @@ class Transforms:
 
 
 def crop(stamps: Tensor, size_px: int) -> Tensor:
-    """The middle (…, size_px, size_px).
+    """The middle (…, size_px, size_px): pixel (height // 2, width // 2) becomes the middle one.
 
     Raises:
         DataError: the stamps are smaller.
@@ -68,7 +68,7 @@ def crop(stamps: Tensor, size_px: int) -> Tensor:
         raise DataError(
             f"a crop of {size_px} px does not fit stamps of {width} x {height} px", place="preprocess.transforms"
         )
-    top, left = (height - size_px) // 2, (width - size_px) // 2
+    top, left = height // 2 - size_px // 2, width // 2 - size_px // 2
     return stamps[..., top : top + size_px, left : left + size_px]
 
 

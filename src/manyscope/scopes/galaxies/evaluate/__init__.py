@@ -55,8 +55,8 @@ def evaluate(
         "rings": baselines.rings(settings, data, train, test, shared),
     }
     judge = _Judge(contenders, settings, samples[train], samples[test])
-    judge.properties()
     judge.classes()
+    judge.properties()
     judge.anomalies()
     judge.reconstruction(np.ptp(data.images(train[:1000])))
     if not judge.metrics:
@@ -166,7 +166,10 @@ class _Judge:
             )
             self.figures["strangers"] = figures.gallery(data.stamps[test[strangest]], [names[i] for i in strangest])
             self.captions["strangers"] = "The strangest test objects, by the mean rank of their outlier scores."
-        shown = np.linspace(0, len(test) - 1, min(6, len(test))).astype(int)
+        order = np.arange(len(test))
+        if "snr" in self.test.columns:  # of the faintest there is little to see
+            order = np.argsort(-self.test["snr"].to_numpy(), kind="stable")[: max(6, len(test) // 4)]
+        shown = order[np.linspace(0, len(order) - 1, min(6, len(order))).astype(int)]
         near = nearest_neighbours(own.train, min(8, len(train)), own.test[shown])[1]
         strips = np.stack(
             [data.stamps[np.concatenate([test[[i]], train[n]])] for i, n in zip(shown, near, strict=True)]
@@ -218,7 +221,7 @@ def _known(column: pl.Series, scale: Callable[[np.ndarray], np.ndarray]) -> np.n
 def _vote(classes: np.ndarray, count: int) -> np.ndarray:
     """The most frequent class of each row of neighbours, nearest first; of equally frequent ones, the nearer."""
     n, k = classes.shape
-    weight = 1 + np.linspace(0.5, 0, k) / k
+    weight = 1 + 0.5 ** np.arange(1, k + 1)  # what is added sums to less than one vote
     votes = np.bincount((np.arange(n)[:, None] * count + classes).ravel(), np.tile(weight, n), n * count)
     return votes.reshape(n, count).argmax(1)
 

@@ -1,0 +1,100 @@
+"""index: the store with its audit, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from manyscope.errors import DataError
+from manyscope.latent.index import open_index
+from manyscope.stages import index as index_stage
+from manyscope.tables.parquet import write_table
+from manyscope.tables.predictions import embeddings, read_predictions
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+def test_the_index_holds_exactly_the_objects(latent_tables, stage_settings, metric: str) -> None:
+    paths = latent_tables()
+    paths.index.mkdir(parents=True)  # as Snakemake leaves it before the job
+    index_stage.run(stage_settings("index", index={"metric": metric, "audit_queries": 40}), paths)
+    table = read_predictions(paths.predictions)
+    audit = json.loads(paths.audit.read_text())
+    assert list(audit) == ["count", "dimension", "recall_at_10", "query_p50_ms", "query_p99_ms", "build_s"]
+    assert (audit["count"], audit["dimension"], audit["recall_at_10"]) == (len(table), 8, 1.0)
+    assert 0 < audit["query_p50_ms"] <= audit["query_p99_ms"]
+    with open_index(paths.index) as index:
+        found, _ = index.search(embeddings(table)[0], len(table))
+        assert sorted(found[0]) == sorted(table["object_id"])
+    assert not [p for p in paths.root.iterdir() if p.name.startswith(".")]
+
+
+def test_building_again_replaces_the_index(latent_tables, stage_settings) -> None:
+    paths = latent_tables(60)
+    index_stage.run(stage_settings("index"), paths)
+    paths = latent_tables(20, dimensions=3)
+    index_stage.run(stage_settings("index"), paths)
+    with open_index(paths.index) as index:
+        assert (index.count, index.dimension) == (len(read_predictions(paths.predictions)), 3)
+
+
+@pytest.mark.parametrize("n", [1, 3, 11])
+def test_few_objects(latent_tables, stage_settings, n: int) -> None:
+    paths = latent_tables(n, one_each=True)
+    index_stage.run(stage_settings("index"), paths)
+    audit = json.loads(paths.audit.read_text())
+    assert (audit["count"], audit["recall_at_10"]) == (n, 1.0)
+
+
+def test_recall_counts_equally_near_objects_and_notices_what_is_missing(latent_tables, stage_settings) -> None:
+    settings = stage_settings("index").index
+    copies = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
+    ids = [f"o{i}" for i in range(200)]
+
+    class Index:
+        count, dimension = 200, 4
+
+        def __init__(self, found: list[int]) -> None:
+            self.found = found
+
+        def search(self, vectors: np.ndarray, k: int) -> tuple[list[list[str]], list[np.ndarray]]:
+            answers = [[ids[int(np.argmax(v)) * 50 + i] for i in self.found] for v in np.atleast_2d(vectors)]
+            return answers, [np.zeros(len(self.found))] * len(answers)
+
+    late = index_stage.audit(Index(list(range(40, 50))), copies, ids, settings)  # type: ignore[arg-type]
+    assert late["recall_at_10"] == 1.0
+    half = index_stage.audit(Index([0, 1, 2, 3, 4]), copies, ids, settings)  # type: ignore[arg-type]
+    assert half["recall_at_10"] == 0.5
+
+
+def test_failures_leave_the_earlier_index_alone(latent_tables, stage_settings) -> None:
+    paths = latent_tables()
+    index_stage.run(stage_settings("index"), paths)
+    before = contents(paths.index)
+    table = read_predictions(paths.predictions)
+
+    def fails(words: str, **section: str) -> None:
+        with pytest.raises(DataError, match=words):
+            index_stage.run(stage_settings("index", index=section), paths)
+        assert contents(paths.index) == before
+
+    vectors = embeddings(table).copy()
+    vectors[3] = 0
+    write_table(paths.predictions, table.with_columns(pl.Series("embedding", vectors)))
+    fails(f"object '{table['object_id'][3]}' is zero", metric="cosine")
+    vectors[7, 1] = np.nan
+    write_table(paths.predictions, table.with_columns(pl.Series("embedding", vectors)))
+    fails(f"object '{table['object_id'][7]}' is not finite")
+    write_table(paths.predictions, table.with_columns(object_id=pl.lit("twin")))
+    fails("'twin' occurs twice")
+    paths.predictions.write_bytes(b"PAR1 and nothing else")
+    fails("not a readable Parquet file")
+    paths.predictions.unlink()
+    fails("the file is missing")
