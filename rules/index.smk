@@ -1,7 +1,6 @@
 rule index:
     """Build the vector index and audit it against exact search."""
     input:
-        samples=path.samples,
         predictions=path.predictions,
     output:
         audit=path.audit,

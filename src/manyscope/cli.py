@@ -99,8 +99,8 @@ def _config(config_file: Path, experiments: list[str] | None = None, overrides: 
 
 
 def _run_stage(
-    stage: str, experiment: str, settings: str | None, results: Path | None, config_file: Path, overrides: tuple[str, ...],
-    **where: int,
+    stage: str, experiment: str, settings: str | None, results: Path | None, config_file: Path,
+    overrides: tuple[str, ...], **where: int,
 ) -> None:  # fmt: skip
     """Resolve the settings, as data when they were given as data, and run the stage alone in its place."""
     from manyscope.settings.paths import ExperimentPaths

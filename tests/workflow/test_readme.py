@@ -6,6 +6,7 @@ import re
 
 import pytest
 from ruamel.yaml import YAML
+
 from workspace import REPOSITORY, Workspace
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manyscope.errors import DataError, MissingDependencyError
+from manyscope.errors import DataError
 from manyscope.latent import chroma
 from manyscope.latent import index as index_module
 from manyscope.latent.index import build, open_index
@@ -129,9 +129,3 @@ def test_a_missing_or_broken_index_is_named(tmp_path: Path) -> None:
     (tmp_path / "chroma.sqlite3").write_bytes(b"no database " * 100)
     with pytest.raises(DataError, match="not a readable index"), open_index(tmp_path):
         pass
-
-
-def test_another_chromadb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chroma, "version", lambda name: "2.0.0")
-    with pytest.raises(MissingDependencyError, match=r"chromadb 2\.0\.0"):
-        build(np.ones((2, 2)), ["a", "b"], tmp_path, IndexSettings())

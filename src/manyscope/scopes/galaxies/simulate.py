@@ -66,16 +66,16 @@ class Simulated:
             DataError: a file is missing, broken or of another shape.
         """
         done = manifest.filter(pl.col("state") == "done")["path"]
-        tables = [raw / name for name in done if name.endswith(".parquet")]
-        if not tables:
+        names = [name for name in done if name.startswith("labels-")]
+        if not names:
             raise DataError("the data set is empty", place=raw, remedy="run the stage 'download'")
-        labels = pl.concat([read_table(path, {"sample_id": pl.String, "class": pl.String}) for path in tables])
+        tables = [read_table(raw / name, {"sample_id": pl.String, "class": pl.String}) for name in names]
         arrays = [
-            open_images(raw / name, len(table))
-            for name, table in zip((n for n in done if n.endswith(".npy")), map(pl.read_parquet, tables), strict=True)
+            open_images(raw / name.replace("labels-", "images-").replace(".parquet", ".npy"), len(table))
+            for name, table in zip(names, tables, strict=True)
         ]
         chunks = (middle(array, settings.stamp_px, raw).astype(np.float32) for array in arrays)
-        table = labels.with_columns(group=pl.col("sample_id"))
+        table = pl.concat(tables).with_columns(group=pl.col("sample_id"))
         return Cutouts(chunks, table, BANDS, note={"classes": CLASSES, "anomalies": ANOMALIES})
 
 
