@@ -48,6 +48,7 @@ _K = 10
 _QUERIES = 500
 _JUDGED, _NEIGHBOURS = 2_000, 15  # objects and neighbours of trustworthiness
 _SECONDS = "CPU s"
+_VECTORS_ONLY = "benchmarks.images:vectors_only"
 
 _OURS = {
     "scope": "galaxies",
@@ -133,12 +134,16 @@ class _Ours:
         self.env = environment(PYTHONPATH=ROOT)
         self.settings = GalaxiesSettings.model_validate(_OURS)
         self.results = _HOME / "ours"
-        self.own, self.shared = (ExperimentPaths.of(self.results, name) for name in ("own", "shared"))
+        names = ("own", "vectors", "shared")
+        self.own, self.vectors, self.shared = (ExperimentPaths.of(self.results, name) for name in names)
 
-    def stage(self, name: str, experiment: str = "own", *options: str) -> float:
-        settings = json.dumps(self.settings.stage_values(name))
+    def stage(self, name: str, experiment: str = "own", model: str | None = None) -> float:
+        values = self.settings.stage_values(name)
+        if model:
+            values["model"]["name"] = model
+        settings = json.dumps(values)
         command = [OURS / "manyscope", name, "--experiment", experiment, "--results", self.results]
-        return cpu_seconds([*command, "--settings", settings, *options], self.env, _HOME / "logs" / f"ours-{name}.log")
+        return cpu_seconds([*command, "--settings", settings], self.env, _HOME / "logs" / f"ours-{name}.log")
 
     def search(self, object_id: str) -> float:
         where = ["--experiment", "shared", "--results", self.results, "--id", object_id, "-k", str(_K)]
@@ -206,6 +211,9 @@ def run() -> list[Row]:
     compare(f"train {_EPOCHS} epochs", lambda: ours.stage("train"), lambda: theirs.verb("train"), True)
     _same_network(ours, theirs)
     compare("infer", lambda: ours.stage("infer"), lambda: theirs.verb("infer"), True)
+    _without_reconstruction(ours)
+    taken = side_by_side(_TIMES, ours=lambda: ours.stage("infer", "vectors", _VECTORS_ONLY))["ours"]
+    rows.append(Row("infer, vectors only", taken, rows[-1].peer, PEER, _SECONDS))
     chain["ours"] += side_by_side(_TIMES, ours=lambda: ours.stage("gather"))["ours"]
 
     inferred = theirs.latest("infer")
@@ -258,6 +266,17 @@ def _same_network(ours: _Ours, theirs: _Theirs) -> None:
         counts = [samples.filter(pl.col("split") == "train").height, len(split["indexes"])]
     if counts != [_TRAINED, _TRAINED]:
         raise RuntimeError(f"{counts[0]} and {counts[1]} training images")
+
+
+def _without_reconstruction(ours: _Ours) -> None:
+    """The same weights and images as an experiment whose model does not reconstruct, as Hyrax's inference does not."""
+    import torch
+
+    shutil.copytree(ours.own.prepared, ours.vectors.prepared)
+    content = torch.load(ours.own.model, weights_only=True)
+    content["model"]["name"] = _VECTORS_ONLY
+    ours.vectors.train.mkdir()
+    torch.save(content, ours.vectors.model)
 
 
 def _map_rows(ours: _Ours, theirs: _Theirs, ids: list[str], vectors: np.ndarray, what: str) -> list[Row]:

@@ -1,9 +1,11 @@
-"""The images that both sides work on: a source of the scope galaxies, named in the settings by its import path."""
+"""What the settings of our side name by import path: the images that both sides work on, and a model that says no more
+of an image than its vector."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +15,9 @@ from manyscope.scopes.galaxies.data.sources import Cutouts
 from manyscope.scopes.galaxies.settings import GalaxiesDownload, GalaxiesPreprocess
 from manyscope.scopes.galaxies.simulate import BANDS, simulate
 from manyscope.tables.manifest import ManifestEntry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _CHUNK = 500
 
@@ -42,3 +47,24 @@ class Images:
         table = pl.DataFrame({"sample_id": ids, "group": ids})
         # With every group known, the splits have exactly the sizes that the fractions say.
         return Cutouts(chunks, table, BANDS, every_group=ids)
+
+
+def vectors_only(shape: tuple[int, int, int]) -> nn.Module:
+    """The autoencoder, with weights of the same names, for inference without reconstruction."""
+    from torch import Tensor, nn
+
+    from manyscope.scopes.galaxies.model.autoencoder import Autoencoder
+
+    class VectorsOnly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            whole = Autoencoder(shape)
+            self.encoder, self.decoder = whole.encoder, whole.decoder
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.encoder(images)
+
+        def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+            raise NotImplementedError
+
+    return VectorsOnly()

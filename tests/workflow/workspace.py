@@ -100,22 +100,23 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def wait_for_stage(process: subprocess.Popen[str], stage: str, timeout_s: float = 300) -> bool:
-    """Wait until a descendant runs the stage; False if the process ended before."""
+def wait_for_stage(process: subprocess.Popen[str], stages: set[str], timeout_s: float = 300) -> set[str]:
+    """Wait until descendants run any of the stages, and say which; empty if the process ended before."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
+        running = set()
         for pid in descendants(process.pid):
             try:
-                words = (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
+                words = (Path("/proc") / str(pid) / "cmdline").read_text().split("\0")
             except OSError:
                 continue
             # The shell that Snakemake starts has the whole command in one word; the stage itself has it as its own.
-            if stage.encode() in words and b"--results" in words:
-                return True
-        if process.poll() is not None:
-            return False
+            if "--results" in words:
+                running |= stages & set(words)
+        if running or process.poll() is not None:
+            return running
         time.sleep(0.02)
-    raise TimeoutError(f"stage {stage} did not start in {timeout_s} s")
+    raise TimeoutError(f"none of {stages} started in {timeout_s} s")
 
 
 def make_workspace(folder: Path, *, shards: int = 2, experiments: tuple[str, ...] = ("galaxies",)) -> Workspace:
