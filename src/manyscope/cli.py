@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manyscope import __version__
-from manyscope.errors import ManyscopeError
+from manyscope.errors import DataError, ManyscopeError
 
 if TYPE_CHECKING:
     from manyscope.settings import Config
@@ -51,6 +52,10 @@ class _Cli(click.Group):
         except Exception as error:
             if debug:
                 traceback.print_exc()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                place = f"{error.filename}: " if error.filename else ""
+                click.secho(f"error: {place}the disk is full; free some space and run the same command again", err=True)
+                ctx.exit(DataError.exit_code)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             click.secho(f"error: {reason}; run again with --debug for a traceback", err=True)
             ctx.exit(70)

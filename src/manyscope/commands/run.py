@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -16,6 +17,8 @@ from manyscope.settings import Config, load_config
 from manyscope.tables.whole import sole_worker, write_json
 
 _STATE = Path(".snakemake")
+_GPUS = Path("/proc/driver/nvidia/gpus")
+_LOOK_EVERY_S = 0.5
 
 
 def run_workflow(
@@ -41,7 +44,8 @@ def run_workflow(
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with sole_worker(_STATE / "manyscope.lock"):
         _release_lock_of_killed_run(command, environment)
-        code = _snakemake([*command, *(["--cores", str(cores)] if cores else []), *snakemake], environment)
+        with _Following(config):
+            code = _snakemake([*command, *_local_choices(cores, profile), *snakemake], environment)
         if code or "-n" in snakemake or "--dry-run" in snakemake:
             return code
         page = config.results / "report.html"
@@ -49,6 +53,51 @@ def run_workflow(
             code = _snakemake([*command, "--report", str(page), "--quiet", "all"], environment)
     _print_results(config, page if report and not code else None)
     return code
+
+
+def _local_choices(cores: int | None, profile: str) -> list[str]:
+    """What is said beside the profile: less noise, since the logs are shown, and how many jobs run at once here."""
+    choices = ["--quiet", "host", "rules", *(["--cores", str(cores)] if cores else [])]
+    if Path(profile).name == "local" and not _GPUS.is_dir():
+        choices += ["--resources", f"gpu={cores or os.cpu_count() or 1}"]  # nothing to take turns for
+    return choices
+
+
+class _Following:
+    """Shows what the stages write into their logs, line by line, while Snakemake runs them."""
+
+    def __init__(self, config: Config) -> None:
+        self._logs = {name: config.paths(name).log("*") for name in config.experiments}
+        self._read = {log: log.stat().st_size for _, log in self._found()}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(_LOOK_EVERY_S):
+            self._show_new_lines()
+        self._show_new_lines()
+
+    def _show_new_lines(self) -> None:
+        for experiment, log in self._found():
+            if log.stat().st_size < self._read.get(log, 0):
+                self._read[log] = 0  # begun anew
+            with log.open("rb") as file:
+                file.seek(self._read.get(log, 0))
+                text = file.read()
+            complete = text[: text.rfind(b"\n") + 1]
+            self._read[log] = self._read.get(log, 0) + len(complete)
+            for line in complete.decode(errors="replace").splitlines():
+                click.echo(f"{experiment} {log.stem}: {line}")
+
+    def _found(self) -> list[tuple[str, Path]]:
+        return [(name, log) for name, logs in self._logs.items() for log in sorted(logs.parent.glob(logs.name))]
 
 
 def _snakemake(command: list[str], environment: dict[str, str]) -> int:

@@ -15,8 +15,8 @@ from manyscope.tables.whole import whole_folder, write_json
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
-    """Write evaluate/: figures with their captions, the forest plot, metrics.parquet and, last, metrics.json, whose
-    presence means that the rest is complete.
+    """Write the folder evaluate/, whole: figures with their captions, the forest plot, metrics.parquet and
+    metrics.json.
 
     Raises:
         DataError: a file of an earlier stage is missing or broken, or a metric is not defined.
@@ -31,14 +31,14 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         figures.setdefault("training", training_curves(read_table(paths.history)))
         captions.setdefault("training", "Curves of the training.")
 
-    paths.metrics.unlink(missing_ok=True)
-    with whole_folder(paths.figures) as folder:
+    with whole_folder(paths.evaluate) as folder:
         for name, figure in sorted(figures.items()):
-            save_figure(figure, folder / f"{name}.png")
-        write_json(folder / "captions.json", {name: captions.get(name, "") for name in sorted(figures)})
-    save_figure(forest_plot(evaluation.metrics), paths.metrics_figure)
-    write_table(paths.metrics_table, metrics_table(evaluation.metrics))
-    write_json(paths.metrics, document)
+            save_figure(figure, folder / paths.figures.name / f"{name}.png")
+        names = {name: captions.get(name, "") for name in sorted(figures)}
+        write_json(folder / paths.figures.name / "captions.json", names)
+        save_figure(forest_plot(evaluation.metrics), folder / paths.metrics_figure.name)
+        write_table(folder / paths.metrics_table.name, metrics_table(evaluation.metrics))
+        write_json(folder / paths.metrics.name, document)
     for metric in evaluation.metrics:
         if metric.name == evaluation.headline:
             beside = f", {metric.baseline} {metric.baseline_value:.4g}" if metric.baseline else ""

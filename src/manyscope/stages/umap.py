@@ -16,7 +16,7 @@ from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings
 from manyscope.tables.parquet import write_table
 from manyscope.tables.predictions import embeddings, read_predictions
-from manyscope.tables.whole import write_json
+from manyscope.tables.whole import whole_folder, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ _MANY = 20_000  # points above which the figure shows counts instead of points
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
-    """Write umap/umap.parquet, reducer.npz, quality.json and map.png, once all of them are known.
+    """Write the folder umap/, whole: umap.parquet, reducer.npz, quality.json and map.png.
 
     Raises:
         DataError: missing or broken predictions, latent vectors that are not finite, or a reducer that returns
@@ -52,10 +52,11 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     figure = map_figure(coordinates, f"{paths.experiment}: latent space", quality)
 
     axes = {axis: coordinates[:, i] for i, axis in enumerate("xyz"[: section.components])}
-    reducer.save(paths.reducer)
-    save_figure(figure, paths.map_figure)
-    write_json(paths.map_quality, quality.document())
-    write_table(paths.map, pl.DataFrame({"object_id": table["object_id"], **axes}))
+    with whole_folder(paths.umap) as folder:
+        reducer.save(folder / paths.reducer.name)
+        save_figure(figure, folder / paths.map_figure.name)
+        write_json(folder / paths.map_quality.name, quality.document())
+        write_table(folder / paths.map.name, pl.DataFrame({"object_id": table["object_id"], **axes}))
     logger.info("map of %d objects, %d of them fitted: %s", len(vectors), len(rows), _words(quality))
 
 

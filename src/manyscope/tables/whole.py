@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from manyscope.errors import BusyError, DataError, ManyscopeError
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # Libraries that write from compiled code report a full disk by errors of their own.
 _FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded")
+_NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")  # all that numpy says of a write that was cut short
 
 
 @contextmanager
@@ -64,6 +66,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise _explained(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def reserve(path: Path) -> None:
+    """Take the disk space of a file that will be filled through a memory map.
+
+    A full disk is an error here; met while the map is filled, it would kill the process by a signal.
+
+    Raises:
+        OSError: the disk is full; inside `whole_file` this becomes a DataError.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 @contextmanager
@@ -114,7 +130,8 @@ def _explained(error: Exception, path: Path) -> Exception:
     if isinstance(error, ManyscopeError):
         return error
     code = getattr(error, "errno", None)
-    if code in _FULL or any(words in str(error).lower() for words in _FULL_WORDS):
+    text = str(error).lower()
+    if code in _FULL or any(words in text for words in _FULL_WORDS) or _NUMPY_FULL.fullmatch(text):
         free = shutil.disk_usage(path.parent).free // 2**20
         return DataError(
             f"the disk is full ({free} MiB free) and nothing was written",

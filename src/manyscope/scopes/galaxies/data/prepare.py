@@ -14,7 +14,7 @@ from manyscope.errors import DataError
 from manyscope.log import logger, progress
 from manyscope.scopes.galaxies.data.sources import Cutouts
 from manyscope.scopes.galaxies.data.transforms import Transforms
-from manyscope.tables.whole import whole_file, write_json
+from manyscope.tables.whole import reserve, whole_file, write_json
 
 if TYPE_CHECKING:
     from manyscope.scopes.galaxies.settings import GalaxiesPreprocess
@@ -53,6 +53,7 @@ def prepare(cutouts: Cutouts, settings: GalaxiesPreprocess, raw: Path, prepared:
     first = row = 0
     with whole_file(prepared / STAMPS) as partial:
         stored = np.lib.format.open_memmap(partial, "w+", np.float32, (int(keep.sum()), *shape))
+        reserve(partial)
         for chunk in progress(cutouts.chunks, "stamps"):
             if chunk.dtype != np.float32 or chunk.shape[1:] != shape:
                 raise DataError(
