@@ -294,9 +294,7 @@ def test_an_empty_data_set(copy_of_finished: Workspace) -> None:
         ((0.7, 0.3), ["preprocess.validation_fraction", "leave nothing for training", "allowed: a sum below 1"]),
     ],
 )
-def test_a_split_without_samples(
-    copy_of_finished: Workspace, fractions: tuple[float, float], says: list[str]
-) -> None:
+def test_a_split_without_samples(copy_of_finished: Workspace, fractions: tuple[float, float], says: list[str]) -> None:
     names = ("preprocess.validation_fraction", "preprocess.test_fraction")
     overrides = [part for name, value in zip(names, fractions, strict=True) for part in ("--set", f"{name}={value}")]
     refused(copy_of_finished, *stage("preprocess", *overrides), code=DATA, says=says)
@@ -375,7 +373,10 @@ def test_a_disk_that_fills_while_writing(copy_of_finished: Workspace, name: str,
 def test_a_really_full_disk(copy_of_finished: Workspace, name: str) -> None:
     """A file system of its own with a few pages left."""
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if not shutil.which("unshare") or subprocess.run([*alone, "mount -t tmpfs none /mnt"], capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*alone, "mount -t tmpfs none /mnt"], capture_output=True).returncode
+    ):
         pytest.skip("mounting is not permitted here, not even in a namespace of its own")
     folder = copy_of_finished.folder
     (folder / "small").mkdir()

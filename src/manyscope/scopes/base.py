@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from manyscope.settings.sections import ExperimentSettings
 
@@ -20,46 +20,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from manyscope.data.loading import ScopeData
     from manyscope.tables.manifest import ManifestEntry
     from manyscope.tables.metrics import Metric
     from manyscope.tables.predictions import Objects
     from manyscope.training.run import TrainingRun
 
 S = TypeVar("S", bound=ExperimentSettings)
-
-
-class ScopeData(Protocol):
-    """Prepared samples, ready to be cut into batches.
-
-    A batch is a dict of tensors and lists, whatever the scope's model takes; its "sample_id" is a list of str.
-    """
-
-    @property
-    def train_size(self) -> int:
-        """Number of training samples."""
-
-    def train_schedule(self, batch_size: int, seed: int) -> Schedule:
-        """The endless order of training batches."""
-
-    def train_batch(self, indices: Sequence[int] | np.ndarray) -> Any:
-        """The batch of the training samples with these positions."""
-
-    def validation_batches(self, batch_size: int) -> Iterable[Any]:
-        """The validation samples, always in the same order and in the same batches."""
-
-    def predict_batches(self, sample_ids: Sequence[str], batch_size: int) -> Iterable[Any]:
-        """The named samples, each exactly once."""
-
-
-class Schedule(Protocol):
-    """Which samples form which optimiser step: a pure function of the step, which makes a resumed run exact."""
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Optimiser steps in one pass over the training samples; need not be whole."""
-
-    def batch(self, step: int) -> Sequence[int] | np.ndarray:
-        """Positions of the training samples of global step `step`, over all processes."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +95,11 @@ class Scope(ABC, Generic[S]):
     def fit(self, settings: S, prepared: Path, run: TrainingRun) -> None:
         """Train and leave the best weights through `run`. The default is Lightning with exact resume; a scope
         replaces it when another trainer is the field's own."""
-        from manyscope.training.fit import fit
+        from manyscope.training.fit import fit, seed_weights
 
-        fit(self, settings, prepared, run)
+        seed_weights(settings.train.seed)
+        data = self.data(settings, prepared)
+        fit(data, self.model(settings, data), settings.train, run)
 
     @abstractmethod
     def predict_batch(self, settings: S, model: nn.Module, batch: Any) -> Objects:
@@ -138,9 +107,15 @@ class Scope(ABC, Generic[S]):
 
     def predict(self, settings: S, prepared: Path, weights: Path, sample_ids: Sequence[str]) -> Iterator[Objects]:
         """Apply the trained weights to the named samples, each exactly once."""
-        from manyscope.training.predict import predict
+        from manyscope.training.checkpoints import load_weights
+        from manyscope.training.predict import on_device
 
-        yield from predict(self, settings, prepared, weights, sample_ids)
+        data = self.data(settings, prepared)
+        model = self.model(settings, data)
+        load_weights(weights, model, settings.scope, settings.model.model_dump(mode="json"))
+        batches = data.predict_batches(sample_ids, settings.infer.batch_size)
+        total = -(-len(sample_ids) // settings.infer.batch_size)
+        yield from on_device(model, batches, total, lambda batch: self.predict_batch(settings, model, batch))
 
     @abstractmethod
     def evaluate(self, settings: S, prepared: Path, samples: pl.DataFrame, predictions: pl.DataFrame) -> Evaluation:

@@ -15,7 +15,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -24,11 +23,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from manyscope.data.loading import Schedule, ScopeData
 from manyscope.errors import CheckpointError, ManyscopeError
 from manyscope.log import logger
 from manyscope.registry import Registry
-from manyscope.scopes.base import Schedule, Scope, ScopeData
-from manyscope.settings.sections import ExperimentSettings, TrainSettings
+from manyscope.settings.sections import TrainSettings
 from manyscope.training import checkpoints
 from manyscope.training.launch import check_world_size, placement
 from manyscope.training.run import TrainingRun
@@ -46,21 +45,18 @@ _LINE_EVERY_S = 10.0
 _PHASES = ("weights", "train", "validation")
 
 
-def fit(scope: Scope[Any], settings: ExperimentSettings, prepared: Path, run: TrainingRun) -> None:
-    """Train the scope's model; leaves the weights with the lowest validation loss in `run.best`.
+def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: TrainingRun) -> None:
+    """Train a network; leaves the weights with the lowest validation loss in `run.best`.
 
     Raises:
         CheckpointError: the checkpoint to continue from is of another model.
-        ManyscopeError: the loss is not finite, or processes are missing.
+        ManyscopeError: the network has no losses, the loss is not finite, or processes are missing.
     """
-    train = settings.train
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # its own use of a renamed class
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's matrix products are not repeatable
     torch.use_deterministic_algorithms(True, warn_only=True)
-    seed_step(train.seed, 0, 0, "weights")
-    data = scope.data(settings, prepared)
-    module = Training(scope.model(settings, data), data, train, run)
+    module = Training(network, data, train, run)
     where = placement()
     last = run.folder / "last.ckpt"
     trainer = lightning.Trainer(
@@ -96,6 +92,11 @@ def fit(scope: Scope[Any], settings: ExperimentSettings, prepared: Path, run: Tr
         if last.exists() and "state_dict" in str(error):
             raise CheckpointError(f"of another model ({error})", place=last, remedy="delete train/resume/") from error
         raise
+
+
+def seed_weights(seed: int) -> None:
+    """Seed what initialises a network, before it is built."""
+    seed_step(seed, 0, 0, "weights")
 
 
 def seed_step(seed: int, step: int, process: int, phase: str = "train") -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from manyscope.data.loading import ScopeData
 from manyscope.errors import ManyscopeError
-from manyscope.scopes.base import Evaluation, Scope, ScopeData
+from manyscope.scopes.base import Evaluation, Scope
 from manyscope.scopes.galaxies.settings import GalaxiesSettings
 
 if TYPE_CHECKING:

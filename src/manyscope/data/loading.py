@@ -1,0 +1,43 @@
+"""What training and inference ask of a scope's prepared data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class ScopeData(Protocol):
+    """Prepared samples, ready to be cut into batches.
+
+    A batch is a dict of tensors and lists, whatever the scope's model takes; its "sample_id" is a list of str.
+    """
+
+    @property
+    def train_size(self) -> int:
+        """Number of training samples."""
+
+    def train_schedule(self, batch_size: int, seed: int) -> Schedule:
+        """The endless order of training batches."""
+
+    def train_batch(self, indices: Sequence[int] | np.ndarray) -> Any:
+        """The batch of the training samples with these positions."""
+
+    def validation_batches(self, batch_size: int) -> Iterable[Any]:
+        """The validation samples, always in the same order and in the same batches."""
+
+    def predict_batches(self, sample_ids: Sequence[str], batch_size: int) -> Iterable[Any]:
+        """The named samples, each exactly once."""
+
+
+class Schedule(Protocol):
+    """Which samples form which optimiser step: a pure function of the step, which makes a resumed run exact."""
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps in one pass over the training samples; need not be whole."""
+
+    def batch(self, step: int) -> Sequence[int] | np.ndarray:
+        """Positions of the training samples of global step `step`, over all processes."""
