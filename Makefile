@@ -43,4 +43,4 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .snakemake .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-hyrax build .snakemake .mypy_cache .pytest_cache .ruff_cache

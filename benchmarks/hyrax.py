@@ -19,6 +19,7 @@ from benchmarks.measure import (
     OURS,
     ROOT,
     WORK,
+    Command,
     Row,
     bytes_in,
     compile_packages,
@@ -120,7 +121,16 @@ def hyrax_environment() -> Path:
     uv, python = OURS / "uv", _ENVIRONMENT / "bin" / "python"
     if not (_ENVIRONMENT / "ready").exists():
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", OURS / "python", _ENVIRONMENT], check=True)
-        install = [uv, "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "requirements.lock"]
+        install: list[str | Path] = [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            python,
+            "--constraint",
+            ROOT / "requirements.lock",
+        ]
         subprocess.run([*install, _REQUIREMENT], check=True)
         (_ENVIRONMENT / "ready").touch()
     compile_packages(python)
@@ -142,11 +152,11 @@ class _Ours:
         if model:
             values["model"]["name"] = model
         settings = json.dumps(values)
-        command = [OURS / "manyscope", name, "--experiment", experiment, "--results", self.results]
+        command: list[str | Path] = [OURS / "manyscope", name, "--experiment", experiment, "--results", self.results]
         return cpu_seconds([*command, "--settings", settings], self.env, _HOME / "logs" / f"ours-{name}.log")
 
     def search(self, object_id: str) -> float:
-        where = ["--experiment", "shared", "--results", self.results, "--id", object_id, "-k", str(_K)]
+        where: Command = ["--experiment", "shared", "--results", self.results, "--id", object_id, "-k", str(_K)]
         return cpu_seconds([OURS / "manyscope", "search", *where], self.env, _HOME / "logs" / "ours-search.log")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from benchmarks.hyrax import PEER, hyrax_environment
-from benchmarks.measure import OURS, ROOT, WORK, Row, compile_packages, cpu_seconds, environment, side_by_side
+from benchmarks.measure import OURS, ROOT, WORK, Command, Row, compile_packages, cpu_seconds, environment, side_by_side
 
 _TIMES = 7
 _SHARDS = 8
@@ -18,7 +18,7 @@ def run() -> list[Row]:
     names = sorted(file.stem for file in (ROOT / "config" / "experiments").glob("*.yaml"))
     # With results of its own the plan holds every job, whatever was run before.
     chosen = [f"experiments={json.dumps(names)}", f"shards={_SHARDS}", f"results={logs / 'results'}"]
-    plan = [OURS / "snakemake", "--dry-run", "--quiet", "all", "--cores", "1", "--nolock", "--config", *chosen]
+    plan: Command = [OURS / "snakemake", "--dry-run", "--quiet", "all", "--cores", "1", "--nolock", "--config", *chosen]
     with_path = {**env, "PATH": f"{OURS}:{env['PATH']}"}
     taken = side_by_side(
         _TIMES,

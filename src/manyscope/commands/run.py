@@ -68,7 +68,8 @@ class _Following:
 
     def __init__(self, config: Config) -> None:
         self._logs = {name: config.paths(name).log("*") for name in config.experiments}
-        self._read = {log: log.stat().st_size for _, log in self._found()}
+        self._before = {log: log.stat().st_mtime_ns for _, log in self._found()}
+        self._read: dict[Path, int] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -86,13 +87,17 @@ class _Following:
 
     def _show_new_lines(self) -> None:
         for experiment, log in self._found():
-            if log.stat().st_size < self._read.get(log, 0):
-                self._read[log] = 0  # begun anew
+            stat = log.stat()
+            if stat.st_mtime_ns == self._before.get(log):
+                continue  # of an earlier run; a rule begins its log anew, so it is read from the start
+            start = self._read.get(log, 0)
+            if stat.st_size < start:
+                start = 0  # another attempt
             with log.open("rb") as file:
-                file.seek(self._read.get(log, 0))
+                file.seek(start)
                 text = file.read()
             complete = text[: text.rfind(b"\n") + 1]
-            self._read[log] = self._read.get(log, 0) + len(complete)
+            self._read[log] = start + len(complete)
             for line in complete.decode(errors="replace").splitlines():
                 click.echo(f"{experiment} {log.stem}: {line}")
 
@@ -120,13 +125,14 @@ def _release_lock_of_killed_run(command: list[str], environment: dict[str, str])
         return
     try:
         killed = json.loads(note.read_text())
-    except json.JSONDecodeError:
+        host, pid = killed["host"], killed["pid"]
+    except (json.JSONDecodeError, TypeError, KeyError):
         return
-    if killed["host"] != platform.node():
+    if host != platform.node():
         return
-    if _is_snakemake(killed["pid"]):
+    if _is_snakemake(pid):
         raise BusyError(
-            f"Snakemake (process {killed['pid']}) of an earlier run is still working",
+            f"Snakemake (process {pid}) of an earlier run is still working",
             place=Path.cwd(),
             remedy="wait for it or end it, then run the same command again",
         )

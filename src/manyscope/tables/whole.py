@@ -17,6 +17,7 @@ from typing import Any
 from manyscope.errors import BusyError, DataError, ManyscopeError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NEARLY_FULL = 256 * 2**10  # bytes
 # Libraries that write from compiled code report a full disk by errors of their own.
 _FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded")
 _NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")  # all that numpy says of a write that was cut short
@@ -83,6 +84,24 @@ def reserve(path: Path) -> None:
 
 
 @contextmanager
+def explaining_full_disk(place: Path) -> Iterator[None]:
+    """For whatever is written otherwise than whole.
+
+    Raises:
+        DataError: in the place of any error that a full disk causes in the block.
+    """
+    try:
+        yield
+    except ManyscopeError:
+        raise
+    except Exception as error:
+        full = _full_disk(error, place)
+        if full:
+            raise full from error
+        raise
+
+
+@contextmanager
 def sole_worker(lock: Path) -> Iterator[None]:
     """Let only one living process at a time pass; a killed one leaves nothing to clean up.
 
@@ -125,19 +144,28 @@ def read_json(path: Path) -> Any:
         raise DataError(f"not JSON ({error})", place=path, remedy="run the stage that makes it again") from error
 
 
+def _full_disk(error: Exception, place: Path) -> DataError | None:
+    folder = next((folder for folder in place.parents if folder.exists()), Path())
+    free, text = shutil.disk_usage(folder).free, str(error).lower()
+    said = getattr(error, "errno", None) in _FULL or any(words in text for words in _FULL_WORDS)
+    # Compiled libraries may say no more than that something went wrong inside.
+    foreign = type(error).__module__ != "builtins"
+    if not (said or _NUMPY_FULL.fullmatch(text) or (foreign and free < _NEARLY_FULL)):
+        return None
+    return DataError(
+        f"the disk is full ({free // 2**20} MiB free) and nothing there was replaced",
+        place=place,
+        remedy="free some space and run the same command again",
+    )
+
+
 def _explained(error: Exception, path: Path) -> Exception:
     """The error to raise instead: about the disk where it is the disk's, else the same one."""
     if isinstance(error, ManyscopeError):
         return error
-    code = getattr(error, "errno", None)
-    text = str(error).lower()
-    if code in _FULL or any(words in text for words in _FULL_WORDS) or _NUMPY_FULL.fullmatch(text):
-        free = shutil.disk_usage(path.parent).free // 2**20
-        return DataError(
-            f"the disk is full ({free} MiB free) and nothing was written",
-            place=path,
-            remedy="free some space and run the same command again",
-        )
+    full = _full_disk(error, path)
+    if full:
+        return full
     ours = isinstance(error, OSError) and error.filename and str(error.filename).startswith(str(path.parent))
     if not ours or isinstance(error, FileNotFoundError):
         return error

@@ -28,8 +28,10 @@ from manyscope.errors import CheckpointError, ManyscopeError
 from manyscope.log import logger
 from manyscope.registry import Registry
 from manyscope.settings.sections import TrainSettings
+from manyscope.tables.whole import whole_file
 from manyscope.training import checkpoints
 from manyscope.training.launch import check_world_size, placement
+from manyscope.training.memory import keep_freed_memory
 from manyscope.training.run import TrainingRun
 
 OPTIMIZERS = Registry(
@@ -56,6 +58,7 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
     warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # its own use of a renamed class
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's matrix products are not repeatable
     torch.use_deterministic_algorithms(True, warn_only=True)
+    keep_freed_memory()
     module = Training(network, data, train, run)
     where = placement()
     last = run.folder / "last.ckpt"
@@ -181,10 +184,11 @@ class Training(lightning.LightningModule):
             self.trainer.should_stop = True
         # The best weights are on disk before the checkpoint that counts on them.
         last = self._run.folder / "last.ckpt"
-        partial = last.with_suffix(".partial")
-        self.trainer.save_checkpoint(partial)
         if self.trainer.is_global_zero:
-            partial.replace(last)
+            with whole_file(last) as partial:
+                self.trainer.save_checkpoint(partial)
+        else:
+            self.trainer.save_checkpoint(last)  # takes part and writes nothing
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["round"] = self.current_epoch + 1

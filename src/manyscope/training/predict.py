@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from manyscope.log import progress
+from manyscope.training.memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -16,6 +17,7 @@ T = TypeVar("T")
 def on_device(model: nn.Module, batches: Iterable[Any], total: int, apply: Callable[[Any], T]) -> Iterator[T]:
     """What `apply` gives for each batch, with model and batch on the GPU where there is one; in eval mode, without
     gradients, with progress out of `total` batches."""
+    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).eval()
     for batch in progress(batches, "infer", total):

@@ -57,12 +57,12 @@ def test_the_autoencoder_takes_any_shape(shape: tuple[int, int, int]) -> None:
     model = Autoencoder(shape, channels=4, latent=6)
     images = torch.rand(2, *shape)
     assert model(images).shape == (2, 6)
-    assert model.reconstruct(images).shape == images.shape
+    assert model.decode(model(images)).shape == images.shape
 
 
 def test_the_autoencoders_loss_is_the_summed_error_of_an_image() -> None:
     model, images = Autoencoder((3, 16, 16), channels=4, latent=6), torch.rand(5, 3, 16, 16)
-    error = (model.reconstruct(images) - images).square()
+    error = (model.decode(model(images)) - images).square()
     losses = model.losses({"images": images})
     torch.testing.assert_close(losses["loss"], error.sum() / 5)
     torch.testing.assert_close(losses["mse"], error.mean())
@@ -329,7 +329,7 @@ def test_columns_of_a_model_that_reconstructs(data: StampData) -> None:
     batch = data.batch(np.arange(8), real=5)
     with torch.inference_mode():
         found = describe(model, batch)
-        error = (model.reconstruct(batch["images"]) - batch["images"]).square().flatten(1).numpy()[:5]
+        error = (model.decode(model(batch["images"])) - batch["images"]).square().flatten(1).numpy()[:5]
     assert found.object_id == batch["sample_id"]
     assert len(found.embedding) == 5
     np.testing.assert_allclose(found.columns["reconstruction_error"], error.mean(1), rtol=1e-5)

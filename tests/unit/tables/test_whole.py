@@ -5,15 +5,25 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from manyscope.errors import BusyError, DataError
-from manyscope.tables.whole import read_json, sole_worker, whole_file, whole_folder, write_json
+from manyscope.tables.whole import (
+    explaining_full_disk,
+    read_json,
+    reserve,
+    sole_worker,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def test_file_is_replaced_only_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -70,6 +80,41 @@ def test_full_disk_reported_by_a_library(tmp_path: Path) -> None:
         partial.symlink_to("/dev/full")
         pl.DataFrame({"a": [1.0]}).write_parquet(partial)
     assert not (tmp_path / "t.parquet").exists()
+
+
+def test_full_disk_reported_by_numpy(tmp_path: Path) -> None:
+    """numpy counts what it could write and keeps the number of the error to itself."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(DataError, match="the disk is full"), whole_file(tmp_path / "a.npy") as partial:
+        partial.symlink_to("/dev/full")
+        with partial.open("wb", buffering=0) as file:
+            np.zeros(100_000).tofile(file)
+    assert not (tmp_path / "a.npy").exists()
+
+
+@pytest.mark.parametrize(("free", "raised"), [(0, DataError), (2**30, json.JSONDecodeError)])
+def test_an_unclear_error_of_a_library_is_the_disks_when_nothing_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, raised: type[Exception]
+) -> None:
+    usage = type(shutil.disk_usage(tmp_path))(2**40, 2**40 - free, free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(raised), explaining_full_disk(tmp_path / "absent" / "folder"):
+        json.loads("{")
+    with pytest.raises(ZeroDivisionError), explaining_full_disk(tmp_path):
+        raise ZeroDivisionError
+    with pytest.raises(BusyError), explaining_full_disk(tmp_path):
+        raise BusyError("still at work")
+
+
+def test_reserving_takes_the_space_and_keeps_the_content(tmp_path: Path) -> None:
+    file = tmp_path / "sparse"
+    with file.open("wb") as opened:
+        opened.write(b"head")
+        opened.truncate(2**20)
+    reserve(file)
+    assert file.stat().st_blocks * 512 >= 2**20
+    assert file.read_bytes() == b"head" + bytes(2**20 - 4)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -173,14 +173,14 @@ def detect(bands: np.ndarray, saturated: np.ndarray, settings: GalaxiesPreproces
         found["npix"] >= settings.min_shape_px, windowed_ellipticity(white, segments, found, radius), np.nan
     )
     columns = {
-        "x_px": found["x"],
-        "y_px": found["y"],
         "flux": flux,
         "snr": flux / error,
         "half_light_radius": radius,
         "ellipticity": shape,
         "colour": colour,
         "area_px": found["npix"].astype(np.int64),
+        "x_px": found["x"],
+        "y_px": found["y"],
     }
     return pl.DataFrame({name: values[keep] for name, values in columns.items()}).fill_nan(None)
 

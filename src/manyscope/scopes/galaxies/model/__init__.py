@@ -4,7 +4,7 @@ A model is a torch module `Model(shape, **args)` for images of that shape, (band
 
 - `forward(images)` maps (n, *shape) float32 to latent vectors (n, dimensions);
 - `losses(batch)` maps a batch of `StampData` to a dict of scalars with "loss";
-- `reconstruct(images)`, optional, maps images to images of the same shape;
+- `decode(latent)`, optional, maps latent vectors back to images;
 - `adapt(stamps, transforms)`, optional, is called once on a new model with training stamps and with the function that
   makes images of stamps; what it learns must lie in buffers, so that a checkpoint holds it.
 """
@@ -68,7 +68,7 @@ def build_model(settings: ModelSettings, data: StampData) -> nn.Module:
 def describe(model: Any, batch: dict[str, Any]) -> Objects:
     """One object for each sample of a batch, which may be padded beyond its ids.
 
-    Columns of every model: `outlier_asymmetry`. Columns of one that reconstructs: `reconstruction_error`, the mean
+    Columns of every model: `outlier_asymmetry`. Columns of one that decodes: `reconstruction_error`, the mean
     squared error in units of the transformed image, and `outlier_reconstruction`, the mean of the twenty largest
     squared errors, since an anomaly is small.
 
@@ -82,8 +82,8 @@ def describe(model: Any, batch: dict[str, Any]) -> Objects:
             f"the model returns shape {tuple(latent.shape)} for {len(images)} images", allowed="(images, dimensions)"
         )
     columns = {"outlier_asymmetry": asymmetry(images)[: len(ids)].cpu().numpy()}
-    if hasattr(model, "reconstruct"):
-        squared = (model.reconstruct(images) - images).square().flatten(1)[: len(ids)]
+    if hasattr(model, "decode"):
+        squared = (model.decode(latent) - images).square().flatten(1)[: len(ids)]
         columns |= {
             "reconstruction_error": squared.mean(1).cpu().numpy(),
             "outlier_reconstruction": squared.topk(min(_PEAK_PIXELS, squared.shape[1])).values.mean(1).cpu().numpy(),

@@ -44,14 +44,14 @@ class Autoencoder(nn.Module):
         """(n, bands, height, width) in (-1, 1) -> (n, latent)."""
         return self.encoder(images)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """(n, bands, height, width) -> the same shape, in (-1, 1)."""
-        decoded = self.decoder(self.encoder(images))
+    def decode(self, latent: Tensor) -> Tensor:
+        """(n, latent) -> (n, bands, height, width) in (-1, 1)."""
+        decoded = self.decoder(latent)
         top, left = ((have - want) // 2 for have, want in zip(decoded.shape[-2:], self.shape[1:], strict=True))
         return decoded[..., top : top + self.shape[1], left : left + self.shape[2]]
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Squared error, summed over an image and averaged over the batch."""
         images = batch["images"]
-        error = (self.reconstruct(images) - images).square()
+        error = (self.decode(self(images)) - images).square()
         return {"loss": error.sum((1, 2, 3)).mean(), "mse": error.mean().detach()}
