@@ -110,8 +110,11 @@ def _run_stage(
 
     # Threads that spin while they wait for each other multiply the CPU time on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if settings is not None and overrides:
+        raise ManyscopeError("--set changes config files", place="--settings", allowed="one of the two")
     if settings is None:
         config = _config(config_file, [experiment], tuple(f"{experiment}.{text}" for text in overrides))
+        os.environ.update(config.site.environment())
         own = config.experiments[experiment].for_stage(stage)
         paths = ExperimentPaths.of(results or config.results, experiment)
     else:

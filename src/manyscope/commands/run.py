@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from manyscope.tables.whole import sole_worker, write_json
 _STATE = Path(".snakemake")
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _LOOK_EVERY_S = 0.5
+_WITHOUT_JOBS = {"-n", "-np", "--dry-run", "--dryrun", "--touch", "--unlock"}
 
 
 def run_workflow(
@@ -46,7 +48,7 @@ def run_workflow(
         _release_lock_of_killed_run(command, environment)
         with _Following(config):
             code = _snakemake([*command, *_local_choices(cores, profile), *snakemake], environment)
-        if code or "-n" in snakemake or "--dry-run" in snakemake:
+        if code or _WITHOUT_JOBS & set(snakemake):
             return code
         page = config.results / "report.html"
         if report:
@@ -82,8 +84,10 @@ class _Following:
 
     def _follow(self) -> None:
         while not self._ended.wait(_LOOK_EVERY_S):
+            with suppress(OSError):  # Snakemake removes the logs of a job that starts anew
+                self._show_new_lines()
+        with suppress(OSError):
             self._show_new_lines()
-        self._show_new_lines()
 
     def _show_new_lines(self) -> None:
         for experiment, log in self._found():

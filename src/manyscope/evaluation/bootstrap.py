@@ -16,6 +16,9 @@ from manyscope.tables.metrics import Metric
 # on which it is not defined (one class only, say).
 Score = Callable[[np.ndarray], float]
 
+# With few clusters a percentile interval is too narrow; with one it has no width at all.
+_FEWEST_CLUSTERS = 5
+
 
 def compare(
     name: str,
@@ -84,6 +87,12 @@ def _resamples(n: int, clusters: Sequence[object] | np.ndarray | None, draws: in
     names, member = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
     if len(member) != n:
         raise DataError(f"{len(member)} clusters were given for {n} objects")
+    if len(names) < _FEWEST_CLUSTERS:
+        raise DataError(
+            f"the objects are in {len(names)} clusters, from which no interval can be drawn",
+            allowed=f"{_FEWEST_CLUSTERS} or more",
+            remedy="evaluate more data, or deal it to smaller groups",
+        )
     order = np.argsort(member, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(member))[:-1])
     for _ in range(draws):

@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,11 +99,30 @@ class Config:
     def code_digest(self, experiment: str, stage: str) -> str:
         """SHA-256 of the source that the stage runs for this experiment."""
         if (experiment, stage) not in self._digests:
-            settings = self.settings(experiment)
-            texts = (value for _, value in leaves(settings.stage_values(stage)) if isinstance(value, str))
-            paths = [text for text in texts if _IMPORT_PATH.fullmatch(text)]
-            self._digests[experiment, stage] = code_digest(stage, SCOPES.path(settings.scope), paths)
+            self._digests[experiment, stage] = stage_code_digest(self.settings(experiment), stage)
         return self._digests[experiment, stage]
+
+
+def stage_code_digest(settings: ExperimentSettings, stage: str) -> str:
+    """SHA-256 of the source that a stage runs with these settings: of its own modules, of the scope's methods that it
+    calls, and of what the settings name by import path or by a name of a plug-in package."""
+    texts = {value for _, value in leaves(settings.stage_values(stage)) if isinstance(value, str)}
+    plugins = _plugin_paths()
+    paths = [text for text in texts if _IMPORT_PATH.fullmatch(text)]
+    paths += [path for text in texts for path in plugins.get(text, ())]
+    return code_digest(stage, SCOPES.path(settings.scope), sorted(paths))
+
+
+@cache
+def _plugin_paths() -> dict[str, list[str]]:
+    """Names that installed packages add to a registry -> their import paths, but for scopes, which are followed."""
+    found: dict[str, list[str]] = {}
+    points = entry_points()
+    for group in points.groups:
+        if group.startswith("manyscope.") and group != "manyscope.scopes":
+            for point in points.select(group=group):
+                found.setdefault(point.name, []).append(point.value)
+    return found
 
 
 def load_config(

@@ -73,7 +73,6 @@ class InferSettings(Section):
     """How the trained model is applied."""
 
     batch_size: PositiveInt = Field(256, description="Samples in one forward pass.")
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="Loader processes.")
 
 
 class GatherSettings(Section):
@@ -84,6 +83,12 @@ class GatherSettings(Section):
     )
     outlier_neighbours: PositiveInt = Field(10, description="Neighbours of the k-NN distance.")
     lof_neighbours: PositiveInt = Field(30, description="Neighbours of the local outlier factor.")
+
+    @property
+    def neighbours(self) -> dict[str, int]:
+        """Each of the scores, with the neighbours that it looks at."""
+        known = {"knn": self.outlier_neighbours, "lof": self.lof_neighbours}
+        return {name: known[name] for name in self.outlier_scores}
 
 
 class UmapSettings(Section):

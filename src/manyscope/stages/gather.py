@@ -37,11 +37,8 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shards: int) -> No
         logger.warning("no training sample has an object: outlier scores compare with all objects")
         reference = np.ones(len(table), bool)
 
-    section = settings.gather
-    k = {"knn": section.outlier_neighbours, "lof": section.lof_neighbours}
-    wanted: dict[str, int] = {
-        name: k[name] for name in section.outlier_scores if f"outlier_{name}" not in table.columns
-    }
+    # A score of the same name that the scope brought stays.
+    wanted = {name: k for name, k in settings.gather.neighbours.items() if f"outlier_{name}" not in table.columns}
     columns = [
         pl.Series(f"outlier_{name}", score, pl.Float32, nan_to_null=True)
         for name, score in outlier_scores(vectors, reference, wanted).items()

@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from manyscope.log import logger
 from manyscope.scopes.registry import find_scope
+from manyscope.settings.loading import stage_code_digest
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings
 from manyscope.tables.samples import data_digest, read_samples
@@ -26,8 +27,13 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     """
     read_samples(paths.samples)
     digest, code = data_digest(paths.samples), git_state()
-    training = TrainingRun(settings, paths, digest, {"git_commit": str(code["commit"]), "data_digest": digest})
-    find_scope(settings.scope).fit(settings, paths.prepared, training)
+    source = stage_code_digest(settings, "train")
+    training = TrainingRun(settings, paths, digest, source, {"git_commit": str(code["commit"]), "data_digest": digest})
+    try:
+        find_scope(settings.scope).fit(settings, paths.prepared, training)
+    except BaseException:
+        training.fail()
+        raise
     if not is_first_process():
         return
     values = settings.stage_values("train")
@@ -41,8 +47,9 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         **tracker,
         "git": code,
         "packages": versions(),
-        "settings_digest": training.fingerprint,
+        "settings_digest": training.settings_digest,
         "data_digest": digest,
+        "code_digest": source,
         "continued_from_step": training.continued_from,
     }
     write_json(paths.run, record)

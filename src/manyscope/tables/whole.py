@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import platform
@@ -33,6 +34,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # of a killed process
+            left_over.unlink(missing_ok=True)
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -48,13 +51,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; it takes the place of `path` when the block ends well.
 
-    What an earlier, killed process left beside `path` is removed first.
+    What an earlier, killed process left beside `path` is removed first; what it had just moved aside is put back.
 
     Raises:
         DataError: the disk is full or the folder cannot be written. What was at `path` before is untouched.
     """
     partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     try:
+        if old.exists() and not path.exists():
+            old.rename(path)
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -64,6 +69,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         partial.rename(path)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise _explained(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

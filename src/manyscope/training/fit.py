@@ -32,7 +32,7 @@ from manyscope.tables.whole import whole_file
 from manyscope.training import checkpoints
 from manyscope.training.launch import check_world_size, placement
 from manyscope.training.memory import keep_freed_memory
-from manyscope.training.run import TrainingRun
+from manyscope.training.run import TrainingRun, check_finite
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -79,20 +79,30 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
         default_root_dir=str(run.folder),
     )
     check_world_size(where.world_size, trainer.world_size)
-    started = checkpoints.load(last)["round"] * module.steps_per_round if last.exists() else None
+    if train.batch_size < where.world_size:
+        raise ManyscopeError(
+            f"a batch of {train.batch_size} samples for {where.world_size} processes",
+            place="train.batch_size",
+            allowed=f"{where.world_size} or more",
+        )
+    # Without the best weights, which are written first, a checkpoint is what a kill left of a finished training.
+    begun = checkpoints.load(last) if last.exists() and run.best.exists() else None
     if trainer.is_global_zero:
-        run.begin(started)
+        run.begin(begun["round"] * module.steps_per_round if begun else None)
         logger.info(
             "%d training samples, %d steps in %d rounds, %s parameters, %d process(es) on %s",
             data.train_size, module.steps, module.rounds,
             f"{sum(p.numel() for p in module.network.parameters()):,}", where.world_size, where.accelerator,
         )  # fmt: skip
+    if begun and train.patience_checks and begun["checks_since_best"] >= train.patience_checks:
+        logger.info("this training had stopped early already")
+        return
     try:
-        trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        trainer.fit(module, ckpt_path=str(last) if begun else None, weights_only=True)
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
     except (RuntimeError, KeyError) as error:
-        if last.exists() and "state_dict" in str(error):
+        if begun and "state_dict" in str(error):
             raise CheckpointError(f"of another model ({error})", place=last, remedy="delete train/resume/") from error
         raise
 
@@ -127,9 +137,8 @@ class Training(lightning.LightningModule):
         self.network = network
         self._data, self._settings, self._run = data, settings, run
         self._schedule = data.train_schedule(settings.batch_size, settings.seed)
-        wanted = settings.epochs * self._schedule.steps_per_epoch
-        self.steps_per_round = max(1, round(settings.check_every_epochs * self._schedule.steps_per_epoch))
-        self.rounds = max(1, round(wanted / self.steps_per_round))
+        self.rounds = max(1, round(settings.epochs / settings.check_every_epochs))
+        self.steps_per_round = max(1, round(settings.epochs * self._schedule.steps_per_epoch / self.rounds))
         self.steps = self.rounds * self.steps_per_round
         self._train, self._validation = _Means(), _Means()
         self._best, self._checks_since_best, self._rounds_done = math.inf, 0, 0
@@ -161,9 +170,10 @@ class Training(lightning.LightningModule):
         self._speak()
         return losses["loss"]
 
-    def validation_step(self, batch: Any, index: int) -> None:
+    def validation_step(self, weighted: tuple[Any, int], index: int) -> None:
+        batch, weight = weighted
         seed_step(self._settings.seed, index, self.global_rank, "validation")
-        self._validation.add(self.network.losses(batch), _size(batch))  # type: ignore[operator]
+        self._validation.add(self.network.losses(batch), weight)  # type: ignore[operator]
 
     def on_train_epoch_end(self) -> None:
         step = self.global_step
@@ -171,6 +181,9 @@ class Training(lightning.LightningModule):
         trained, validated = self._train.take(self), self._validation.take(self)
         values = {f"train/{k}": v for k, v in trained.items()} | {f"validation/{k}": v for k, v in validated.items()}
         self._said = "".join(f", {k} {v:.4g}" for k, v in values.items() if k.endswith("/loss"))
+        check_finite(
+            values, step, self._run.place
+        )  # on every process: one that stopped alone would leave the others waiting
         judged = validated.get("loss", trained["loss"])
         better = judged < self._best
         self._best, self._checks_since_best = (judged, 0) if better else (self._best, self._checks_since_best + 1)
@@ -292,13 +305,20 @@ class _RoundSampler(Sampler[int]):
 
 
 class _ValidationBatches(IterableDataset[Any]):
-    """Every batch of the validation split, dealt to the processes in turn."""
+    """Every batch of the validation split with its number of samples, dealt to the processes in turn.
+
+    Each process gets equally many, since each step is one of all processes together: where the last ones would get
+    none, they repeat a batch with no weight.
+    """
 
     def __init__(self, data: ScopeData, batch_size: int, rank: int, world: int) -> None:
         self._data, self._batch_size, self._rank, self._world = data, batch_size, rank, world
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self._data.validation_batches(self._batch_size)), self._rank, None, self._world)
+        batches = iter(self._data.validation_batches(self._batch_size))
+        while dealt := list(itertools.islice(batches, self._world)):
+            mine = dealt[self._rank] if self._rank < len(dealt) else dealt[0]
+            yield mine, _size(mine) if self._rank < len(dealt) else 0
 
 
 def _size(batch: Any) -> int:

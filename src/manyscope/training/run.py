@@ -24,14 +24,21 @@ if TYPE_CHECKING:
 
     from manyscope.settings.paths import ExperimentPaths
 
+# How the training is followed and fed; its steps are the same whatever these are.
+_WITHOUT_RESULT = ("tracker", "workers")
 HISTORY = {"step": pl.Int64, "epoch": pl.Float64, "name": pl.String, "value": pl.Float64}
 
 
 class TrainingRun:
     """A training that can be killed at any moment.
 
-    Everything lies in a folder under `train/resume/` whose name is a digest of settings and data: a run with other
-    settings never continues from it, and a run that returns to these settings does.
+    Everything lies in a folder under `train/resume/` whose name is a digest of settings, data and code: a run with
+    others never continues from it, and a run that returns to these does.
+
+    Args:
+        data_digest: of the prepared data.
+        code_digest: of the source that the training runs.
+        tags: what a tracker shall say of the run besides.
 
     Attributes:
         folder: where `fit` keeps whatever it needs to continue. Removed after success.
@@ -39,17 +46,29 @@ class TrainingRun:
     """
 
     def __init__(
-        self, settings: ExperimentSettings, paths: ExperimentPaths, data_digest: str, tags: Mapping[str, str]
+        self,
+        settings: ExperimentSettings,
+        paths: ExperimentPaths,
+        data_digest: str,
+        code_digest: str,
+        tags: Mapping[str, str],
     ) -> None:
         self.values = settings.stage_values("train")
         self.scope, self.model = settings.scope, self.values["model"]
         self._paths, self._tracker_name, self._tags = paths, settings.train.tracker, tags
-        self.fingerprint = settings_digest({**self.values, "data": data_digest})
-        self.folder = paths.resume / self.fingerprint[:16]
+        decisive = {k: v for k, v in self.values["train"].items() if k not in _WITHOUT_RESULT}
+        self.settings_digest = settings_digest({**self.values, "train": decisive})
+        everything = {"settings": self.settings_digest, "data": data_digest, "code": code_digest}
+        self.folder = paths.resume / settings_digest(everything)[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.continued_from: int | None = None
         self._rows: list[tuple[int, float, str, float]] = []
         self._tracker: Forgiving | None = None
+
+    @property
+    def place(self) -> Path:
+        """The experiment's folder of this stage, for messages."""
+        return self._paths.train
 
     @property
     def best(self) -> Path:
@@ -77,7 +96,7 @@ class TrainingRun:
         self._history.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
         run_id = self._run_id.read_text() if self._run_id.exists() else None
         flat = {f"{s}.{k}": v for s in ("model", "train") for k, v in self.values[s].items()}
-        tags = {**self._tags, "settings_digest": self.fingerprint}
+        tags = {**self._tags, "settings_digest": self.settings_digest}
         results = self._paths.root.parent
         self._tracker = Forgiving(self._tracker_name, results, self._paths.experiment, run_id, flat, tags)
         if self._tracker.run_id:
@@ -90,13 +109,7 @@ class TrainingRun:
             ManyscopeError: a value is not finite: the training diverged and cannot recover.
         """
         assert self._tracker, "begin() comes first"
-        bad = {key: value for key, value in values.items() if not math.isfinite(value)}
-        if bad:
-            raise ManyscopeError(
-                f"{bad} at step {step}: the training diverged",
-                place=self._paths.train,
-                remedy="lower train.lr or set train.gradient_clip_norm, and look for odd samples",
-            )
+        check_finite(values, step, self.place)
         rows = [(step, epoch, name, float(value)) for name, value in values.items()]
         self._rows += rows
         with self._history.open("a") as file:
@@ -123,13 +136,37 @@ class TrainingRun:
         write_table(self._paths.history, self.history)
         with checkpoints.whole_file(self._paths.model) as partial:
             shutil.copyfile(self.best, partial)
-        assert self._tracker
-        self._tracker.close(succeeded=True)
-        return {"tracker": self._tracker_name, "tracker_run_id": self._tracker.run_id}
+        tracker, self._tracker = self._tracker, None
+        assert tracker, "begin() comes first"
+        tracker.close(succeeded=True)
+        return {"tracker": self._tracker_name, "tracker_run_id": tracker.run_id}
+
+    def fail(self) -> None:
+        """Tell the tracker, if it still follows, that the training ended without success."""
+        if self._tracker:
+            self._tracker.close(succeeded=False)
 
     def discard_resume(self) -> None:
         """Forget the checkpoints of this and of other, unfinished trainings of the experiment."""
-        shutil.rmtree(self._paths.resume, ignore_errors=True)
+        gone = self._paths.resume.with_name(".resume.old")
+        shutil.rmtree(gone, ignore_errors=True)
+        if self._paths.resume.exists():
+            self._paths.resume.rename(gone)  # at once, so that a kill leaves all of it or nothing
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def check_finite(values: Mapping[str, float], step: int, place: Path) -> None:
+    """
+    Raises:
+        ManyscopeError: a value is not finite: the training diverged and cannot recover.
+    """
+    bad = {key: value for key, value in values.items() if not math.isfinite(value)}
+    if bad:
+        raise ManyscopeError(
+            f"{bad} at step {step}: the training diverged",
+            place=place,
+            remedy="lower train.lr or set train.gradient_clip_norm, and look for odd samples",
+        )
 
 
 def _parsed(line: str) -> list[Any] | None:

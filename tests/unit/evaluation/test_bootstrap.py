@@ -54,6 +54,7 @@ def test_identical_scores_differ_by_exactly_zero(values: list[float], seed: int)
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 1000))
 def test_clusters_are_resampled_whole(clusters: list[int], seed: int):
+    clusters = [*range(100, 105), *clusters]  # fewer than five are refused
     names = np.array(clusters)
     seen = []
 
@@ -109,3 +110,8 @@ def test_interval_forgives_a_tenth_of_undefined_resamples_and_no_more():
     drawn[10] = np.nan
     with pytest.raises(DataError, match="only 89 of 100"):
         interval(drawn)
+
+
+def test_few_clusters_give_no_interval():
+    with pytest.raises(DataError, match="in 4 clusters, from which no interval can be drawn; allowed: 5 or more"):
+        compare("m", "", n=8, model=lambda rows: 0.0, clusters=list("aabbccdd"), **COMMON)

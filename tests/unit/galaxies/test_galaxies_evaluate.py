@@ -16,9 +16,11 @@ from manyscope.scopes.galaxies.data.stamps import StampData
 from manyscope.scopes.galaxies.evaluate import _auroc, _r2, _vote, evaluate
 from manyscope.scopes.galaxies.evaluate.baselines import Contender, pca
 from manyscope.scopes.galaxies.settings import GalaxiesEvaluate, GalaxiesModel
+from manyscope.settings.sections import GatherSettings
 from manyscope.tables.metrics import Metric
 
 MODEL = GalaxiesModel(name="invariant", args={"channels": 4, "latent": 16, "tied": 8})
+GATHER = GatherSettings()
 SETTINGS = GalaxiesEvaluate(bootstrap_draws=100)
 Judged = Callable[..., Evaluation]
 
@@ -30,7 +32,7 @@ def judged(data: StampData) -> Judged:
     def judge(latent: np.ndarray, model: GalaxiesModel = MODEL, **columns: np.ndarray) -> Evaluation:
         ids = data.samples["sample_id"].to_list()
         table = {"object_id": ids, "sample_id": ids, "embedding": latent.astype(np.float32), **columns}
-        return evaluate(model, SETTINGS, data, data.samples, pl.DataFrame(table))
+        return evaluate(model, SETTINGS, GATHER, data, data.samples, pl.DataFrame(table))
 
     return judge
 
@@ -120,7 +122,7 @@ def test_predictions_of_other_samples_are_refused(data: StampData) -> None:
     ids = data.samples["sample_id"].to_list()[::-1]
     predictions = pl.DataFrame({"object_id": ids, "sample_id": ids, "embedding": np.zeros((240, 2), np.float32)})
     with pytest.raises(DataError, match="not of the 240 samples"):
-        evaluate(MODEL, SETTINGS, data, data.samples, predictions)
+        evaluate(MODEL, SETTINGS, GATHER, data, data.samples, predictions)
 
 
 def test_nothing_to_judge_by_is_an_error(data: StampData) -> None:
@@ -129,12 +131,12 @@ def test_nothing_to_judge_by_is_an_error(data: StampData) -> None:
     predictions = pl.DataFrame({"object_id": ids, "sample_id": ids, "embedding": latent})
     bare = data.samples.select("sample_id", "group", "split")
     with pytest.raises(DataError, match="nothing to judge"):
-        evaluate(MODEL, SETTINGS, data, bare, predictions)
+        evaluate(MODEL, SETTINGS, GATHER, data, bare, predictions)
 
 
 def test_pca_learns_from_training_images_only_and_more_components_see_more(data: StampData) -> None:
     train, test = data.rows("train"), data.rows("test")
-    few, many = (pca(SETTINGS, data, train, test, d, {}) for d in (4, 32))
+    few, many = (pca(SETTINGS, GATHER, data, train, test, d, {}) for d in (4, 32))
     assert few.error is not None
     assert many.error is not None
     assert many.error.mean() < few.error.mean()

@@ -22,7 +22,7 @@ FLOORS = (
     {"stages"},
     {"scopes"},
     {"data", "training", "latent", "evaluation", "explorer"},
-    {"tables", "nn"},
+    {"tables"},
     {"settings"},
     {"registry"},
     {"log", "errors"},

@@ -22,7 +22,8 @@ from manyscope.tables.parquet import read_table
 from manyscope.tables.predictions import Objects
 from manyscope.tables.samples import DIGEST_KEY
 from manyscope.training import checkpoints
-from manyscope.training.fit import seed_step
+from manyscope.training.fit import _ValidationBatches, seed_step
+from manyscope.training.run import TrainingRun
 
 
 class KilledError(Exception):
@@ -103,6 +104,7 @@ MODEL_ARGUMENTS: dict[str, Any] = {}
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentPaths:
     """Prepared samples, and the tiny scope where every scope is looked for."""
     monkeypatch.setattr(train_stage, "find_scope", lambda name: Tiny())
+    monkeypatch.setattr(train_stage, "stage_code_digest", lambda *_: "code")
     MODEL_ARGUMENTS.clear()
     paths = ExperimentPaths.of(tmp_path, "tiny")
     paths.prepared.mkdir(parents=True)
@@ -182,7 +184,7 @@ def test_killed_run_continues_exactly(experiment: ExperimentPaths, fail_at: int,
     assert json.loads(experiment.run.read_text())["continued_from_step"] == wanted
 
 
-def test_other_settings_or_data_do_not_continue(experiment: ExperimentPaths) -> None:
+def test_other_settings_do_not_continue(experiment: ExperimentPaths) -> None:
     MODEL_ARGUMENTS["fail_at"] = 15
     with pytest.raises(KilledError):
         train_stage.run(settings(), experiment)
@@ -204,6 +206,65 @@ def test_early_stopping_survives_a_kill(experiment: ExperimentPaths) -> None:
     train_stage.run(settings(**chosen), experiment)
     assert read_table(experiment.history)["step"].max() == steps
     assert same(weights(undisturbed), weights(experiment))
+
+
+def test_early_stopped_training_killed_before_its_end_does_not_go_on(
+    experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"epochs": 60, "patience_checks": 3, "lr": 0.5}
+    undisturbed = copy_of(experiment, "undisturbed")
+    train_stage.run(settings(**chosen), undisturbed)
+
+    def killed(self: TrainingRun) -> None:
+        raise KilledError
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KilledError):
+            patch.setattr(TrainingRun, "finish", killed)
+            train_stage.run(settings(**chosen), experiment)
+    train_stage.run(settings(**chosen), experiment)
+    assert read_table(experiment.history).equals(read_table(undisturbed.history))
+    assert same(weights(undisturbed), weights(experiment))
+
+
+def test_half_removed_checkpoints_start_anew(experiment: ExperimentPaths) -> None:
+    undisturbed = copy_of(experiment, "undisturbed")
+    train_stage.run(settings(), undisturbed)
+    MODEL_ARGUMENTS["fail_at"] = 15
+    with pytest.raises(KilledError):
+        train_stage.run(settings(), experiment)
+    MODEL_ARGUMENTS.clear()
+    next(experiment.resume.glob("*/best.ckpt")).unlink()
+    train_stage.run(settings(), experiment)
+    assert same(weights(undisturbed), weights(experiment))
+
+
+def test_changed_code_does_not_continue(experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    MODEL_ARGUMENTS["fail_at"] = 15
+    with pytest.raises(KilledError):
+        train_stage.run(settings(), experiment)
+    MODEL_ARGUMENTS.clear()
+    monkeypatch.setattr(train_stage, "stage_code_digest", lambda *_: "other")
+    train_stage.run(settings(), experiment)
+    assert json.loads(experiment.run.read_text())["continued_from_step"] is None
+
+
+@pytest.mark.parametrize(("epochs", "check", "steps"), [(1, 5, 4), (6, 1, 24), (7, 5, 24), (12, 5, 42), (0.5, 1, 2)])
+def test_epochs_are_honoured_whatever_the_checks(
+    experiment: ExperimentPaths, epochs: float, check: float, steps: int
+) -> None:
+    train_stage.run(settings(epochs=epochs, check_every_epochs=check), experiment)
+    assert read_table(experiment.history)["step"].max() == steps
+
+
+@pytest.mark.parametrize(("batches", "world"), [(1, 2), (2, 2), (5, 4), (3, 1)])
+def test_validation_batches_are_dealt_evenly_and_count_once(batches: int, world: int) -> None:
+    data = Data()
+    data.validation_batches = lambda size: ({"sample_id": [f"v{i}"] * (i + 1)} for i in range(batches))  # type: ignore[method-assign]
+    dealt = [list(_ValidationBatches(data, 1, rank, world)) for rank in range(world)]
+    assert len({len(part) for part in dealt}) == 1
+    counted = [(batch["sample_id"][0], weight) for part in dealt for batch, weight in part if weight]
+    assert sorted(counted) == [(f"v{i}", i + 1) for i in range(batches)]
 
 
 def test_diverged_training_stops_with_a_remedy(experiment: ExperimentPaths) -> None:

@@ -82,7 +82,8 @@ class Galaxies(Scope[GalaxiesSettings]):
     ) -> Evaluation:
         from manyscope.scopes.galaxies.evaluate import evaluate
 
-        return evaluate(settings.model, settings.evaluate, self.data(settings, prepared), samples, predictions)
+        data = self.data(settings, prepared)
+        return evaluate(settings.model, settings.evaluate, settings.gather, data, samples, predictions)
 
     def thumbnails(self, prepared: Path, object_ids: Sequence[str]) -> Iterator[Image | None]:
         from manyscope.scopes.galaxies.data.thumbnails import thumbnails

@@ -97,8 +97,6 @@ class GalaxiesEvaluate(EvaluateSettings):
     """How the latent space is judged."""
 
     neighbours: PositiveInt = Field(10, description="Training neighbours that predict a property or a class.")
-    outlier_neighbours: PositiveInt = Field(10, description="Neighbours of the baselines' k-NN outlier score.")
-    lof_neighbours: PositiveInt = Field(30, description="Neighbours of the baselines' local outlier factor.")
     untrained_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the untrained network's weights.")
     ring_components: PositiveInt = Field(16, description="Principal components of the baseline 'rings'.")
     objects: Annotated[int, Field(ge=100)] = Field(
@@ -114,6 +112,8 @@ class GalaxiesSettings(ExperimentSettings):
     reads: ClassVar[dict[str, tuple[str, ...]]] = {
         **ExperimentSettings.reads,
         "preprocess": ("download", "preprocess"),
+        # The baselines get the same outlier scores as the model.
+        "evaluate": ("model", "gather", "evaluate"),
     }
 
     download: GalaxiesDownload = GalaxiesDownload()

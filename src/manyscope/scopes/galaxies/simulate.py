@@ -24,6 +24,7 @@ from manyscope.tables.whole import whole_file
 
 if TYPE_CHECKING:
     from manyscope.scopes.galaxies.settings import GalaxiesDownload, GalaxiesPreprocess, SimulatedSettings
+from manyscope.settings.code import module_digest
 
 CLASSES = ("elliptical", "disc", "spiral", "edge_on", "merger")
 ANOMALIES = ("arc", "trail", "double_nucleus", "colour_swap", "cosmic_ray")
@@ -34,8 +35,6 @@ _CHUNK = 500
 _PSF_SIGMA_PX = 1.1
 _OLD, _YOUNG = np.array([0.75, 1.0, 1.25]), np.array([1.15, 1.0, 0.85])  # light in blue, green, red
 _DRAWS = 32
-# A chunk that was drawn under another version of this module is drawn again.
-_VERSION = "1"
 _KEY = "manyscope.simulated"
 
 
@@ -259,9 +258,12 @@ def _grid(size: int) -> np.ndarray:
 
 
 def _signature(seed: int, first: int, count: int, settings: SimulatedSettings) -> str:
-    """What decides on the content of a chunk; not the total count, so that a larger data set keeps its chunks."""
+    """What decides on the content of a chunk, this module's source too; not the total count, so that a larger data set
+    keeps its chunks."""
     values = settings.model_dump(mode="json", exclude={"count"})
-    return json.dumps({"version": _VERSION, "seed": seed, "first": first, "count": count, **values}, sort_keys=True)
+    return json.dumps(
+        {"code": module_digest(__name__), "seed": seed, "first": first, "count": count, **values}, sort_keys=True
+    )
 
 
 def _is_done(images: Path, table: Path, signature: str) -> bool:

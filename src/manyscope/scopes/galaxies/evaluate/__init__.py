@@ -20,6 +20,7 @@ from manyscope.tables.metrics import Metric
 if TYPE_CHECKING:
     from manyscope.scopes.galaxies.data.stamps import StampData
     from manyscope.scopes.galaxies.settings import GalaxiesEvaluate, GalaxiesModel
+    from manyscope.settings.sections import GatherSettings
 
 # Fluxes and sizes span decades: their logarithm is what neighbours predict.
 PROPERTIES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -34,6 +35,7 @@ NORMAL = "none"
 def evaluate(
     model: GalaxiesModel,
     settings: GalaxiesEvaluate,
+    gather: GatherSettings,
     data: StampData,
     samples: pl.DataFrame,
     predictions: pl.DataFrame,
@@ -50,9 +52,9 @@ def evaluate(
     shared = {"outlier_asymmetry": own.outliers["outlier_asymmetry"]} if "outlier_asymmetry" in own.outliers else {}
     contenders = {
         "model": own,
-        "pca": baselines.pca(settings, data, train, test, own.train.shape[1], shared),
-        "untrained": baselines.untrained(model, settings, data, train, test),
-        "rings": baselines.rings(settings, data, train, test, shared),
+        "pca": baselines.pca(settings, gather, data, train, test, own.train.shape[1], shared),
+        "untrained": baselines.untrained(model, settings, gather, data, train, test),
+        "rings": baselines.rings(settings, gather, data, train, test, shared),
     }
     judge = _Judge(contenders, settings, samples[train], samples[test])
     judge.classes()
@@ -114,8 +116,8 @@ class _Judge:
         """Share of normal test objects whose class the nearest training objects vote for."""
         if "class" not in self.test.columns:
             return
-        names, member = np.unique(self.train["class"].to_numpy(), return_inverse=True)
-        truth = np.searchsorted(names, self.test["class"].to_numpy())
+        names = np.unique(np.concatenate([self.train["class"].to_numpy(), self.test["class"].to_numpy()]))
+        member, truth = (np.searchsorted(names, part["class"].to_numpy()) for part in (self.train, self.test))
         of_test = np.flatnonzero(self._normal())
         everyone = np.arange(len(self.train))
         votes = {

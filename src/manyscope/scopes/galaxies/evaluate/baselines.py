@@ -15,6 +15,7 @@ from manyscope.tables.predictions import embeddings
 if TYPE_CHECKING:
     from manyscope.scopes.galaxies.data.stamps import StampData
     from manyscope.scopes.galaxies.settings import GalaxiesEvaluate, GalaxiesModel
+    from manyscope.settings.sections import GatherSettings
 
 OUTLIER = "outlier_"
 _BATCH = 256
@@ -52,9 +53,14 @@ def of_model(predictions: pl.DataFrame, train: np.ndarray, test: np.ndarray) -> 
 
 
 def untrained(
-    model: GalaxiesModel, settings: GalaxiesEvaluate, data: StampData, train: np.ndarray, test: np.ndarray
+    model: GalaxiesModel,
+    settings: GalaxiesEvaluate,
+    gather: GatherSettings,
+    data: StampData,
+    train: np.ndarray,
+    test: np.ndarray,
 ) -> Contender:
-    """The same network with its first weights: what its form alone is worth."""
+    """The same network with random weights, of a seed of their own: what its form alone is worth."""
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -64,13 +70,14 @@ def untrained(
     latent = np.concatenate([part.embedding for part in parts])
     columns = {name: np.concatenate([part.columns[name] for part in parts])[len(train) :] for name in parts[0].columns}
     outliers = {name: values for name, values in columns.items() if name.startswith(OUTLIER)}
-    outliers |= _latent_outliers(latent, len(train), settings, standardize=True)
+    outliers |= _latent_outliers(latent, len(train), gather, standardize=True)
     latents = _standardised(latent[: len(train)], latent[len(train) :])
     return Contender(*latents, outliers, columns.get("reconstruction_error"))
 
 
 def pca(
     settings: GalaxiesEvaluate,
+    gather: GatherSettings,
     data: StampData,
     train: np.ndarray,
     test: np.ndarray,
@@ -97,7 +104,7 @@ def pca(
     squared = residual.square()
     outliers = {
         **shared,
-        **_latent_outliers(latent.numpy(), len(train), settings, standardize=False),
+        **_latent_outliers(latent.numpy(), len(train), gather, standardize=False),
         "error": squared.mean(1).numpy(),
         "peak": squared.topk(min(_PEAK_PIXELS, squared.shape[1])).values.mean(1).numpy(),
     }
@@ -105,7 +112,12 @@ def pca(
 
 
 def rings(
-    settings: GalaxiesEvaluate, data: StampData, train: np.ndarray, test: np.ndarray, shared: dict[str, np.ndarray]
+    settings: GalaxiesEvaluate,
+    gather: GatherSettings,
+    data: StampData,
+    train: np.ndarray,
+    test: np.ndarray,
+    shared: dict[str, np.ndarray],
 ) -> Contender:
     """Whitened ring amplitudes: how far the rotation-invariant description gets without any network."""
     import torch
@@ -119,16 +131,16 @@ def rings(
         whitening = Whitening(describe_rings.features, settings.ring_components)
         whitening.fit(features[: len(train)])
         latent = whitening(features).numpy()
-    outliers = {**shared, **_latent_outliers(latent, len(train), settings, standardize=False)}
+    outliers = {**shared, **_latent_outliers(latent, len(train), gather, standardize=False)}
     return Contender(latent[: len(train)], latent[len(train) :], outliers)
 
 
 def _latent_outliers(
-    latent: np.ndarray, reference: int, settings: GalaxiesEvaluate, standardize: bool
+    latent: np.ndarray, reference: int, gather: GatherSettings, standardize: bool
 ) -> dict[str, np.ndarray]:
-    """k-NN distance and LOF of all vectors after the first `reference`, which they are judged by."""
-    neighbours = {"knn": settings.outlier_neighbours, "lof": settings.lof_neighbours}
-    scores = outlier_scores(latent, np.arange(len(latent)) < reference, neighbours, standardize=standardize)
+    """The model's own kinds of latent score, for all vectors after the first `reference`, which judge them."""
+    judges = np.arange(len(latent)) < reference
+    scores = outlier_scores(latent, judges, gather.neighbours, standardize=standardize)
     return {f"{OUTLIER}{name}": values[reference:] for name, values in scores.items()}
 
 
