@@ -191,7 +191,7 @@ def run(**options: Any) -> None:
 @main.command()
 @click.argument("experiments", nargs=-1)
 @_config_option
-@_set_option
+@click.option("--set", "overrides", multiple=True, metavar="EXPERIMENT.KEY=VALUE", help="Override a setting.")
 def validate(experiments: tuple[str, ...], config_file: Path, overrides: tuple[str, ...]) -> None:
     """Check settings, and the data that is already there, before any hour is spent."""
     from manyscope.commands.validate import validate as check

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyscope.errors import DataError, ManyscopeError
+from manyscope.settings.loading import results_folder
 from manyscope.settings.paths import ExperimentPaths
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def search(
     if len(given) != 1:
         found = f"{len(given)} queries were given ({', '.join(given)})" if given else "no query was given"
         raise ManyscopeError(found, allowed=f"exactly one of {', '.join(queries)}")
-    paths = ExperimentPaths.of(results or _configured_results(config_file), experiment)
+    paths = ExperimentPaths.of(results or results_folder(config_file), experiment)
     if not paths.audit.exists():
         raise DataError("this experiment has no index", place=paths.index, remedy="run the stage index first")
     if object_id is not None:
@@ -41,15 +42,6 @@ def search(
             paths, k, vector=_read_vector(vector) if vector else _embed(paths, experiment, image or text, config_file)
         )
     return json.dumps(table.to_dicts(), indent=1) if as_json else _as_text(table)
-
-
-def _configured_results(config_file: Path) -> Path:
-    # The whole configuration is not loaded: a search must answer at once, whatever state the settings are in.
-    if not config_file.exists():
-        return Path("results")
-    from ruamel.yaml import YAML
-
-    return Path((YAML(typ="safe", pure=True).load(config_file) or {}).get("results", "results"))
 
 
 def _read_vector(path: Path) -> np.ndarray:

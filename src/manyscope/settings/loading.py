@@ -103,6 +103,23 @@ class Config:
         return self._digests[experiment, stage]
 
 
+def results_folder(file: Path = CONFIG_FILE) -> Path:
+    """The results folder of a workflow file, without a look at its experiments; the default where there is no file.
+
+    Raises:
+        SettingsError: the file cannot be read, or its `results` holds a placeholder without a value.
+    """
+    if not file.exists():
+        return Path("results")
+    layer = read_layer(file)
+    site_file = _site_file(layer)
+    own = Layer({"results": layer.values.get("results", "results")}, layer.places)
+    own, problems = filled(own, load_site(site_file).placeholders(), str(site_file))
+    if problems:
+        raise SettingsError(*problems)
+    return Path(str(own.values["results"]))
+
+
 def stage_code_digest(settings: ExperimentSettings, stage: str) -> str:
     """SHA-256 of the source that a stage runs with these settings: of its own modules, of the scope's methods that it
     calls, and of what the settings name by import path or by a name of a plug-in package."""
