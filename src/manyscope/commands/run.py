@@ -38,11 +38,10 @@ def run_workflow(
         raise ManyscopeError("no Snakefile here", place=Path.cwd(), remedy="run from the project's folder")
     config = load_config(config_file=config_file, experiments=experiments or None, overrides=overrides)
     command = [sys.executable, "-m", "snakemake", "--profile", profile, "--configfile", str(config_file)]
-    chosen = [
-        "experiments=" + json.dumps(list(config.experiments)),
-        *(["set=" + json.dumps(overrides)] if overrides else []),
-    ]
-    command += ["--config", *chosen]
+    # Snakemake lays the file over config/config.yaml, the library reads it alone: what both must agree on is said.
+    chosen = {"experiments": list(config.experiments), "shards": config.shards, "results": str(config.results)}
+    chosen |= {"set": overrides} if overrides else {}
+    command += ["--config", *(f"{key}={json.dumps(value)}" for key, value in chosen.items())]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with sole_worker(_STATE / "manyscope.lock"):
         _release_lock_of_killed_run(command, environment)
@@ -113,7 +112,12 @@ def _snakemake(command: list[str], environment: dict[str, str]) -> int:
     """Run Snakemake, leaving a note of its process for the next run in case this one is killed."""
     process = subprocess.Popen(command, env=environment)
     note = _STATE / "manyscope-run.json"
-    write_json(note, {"host": platform.node(), "pid": process.pid})
+    try:
+        write_json(note, {"host": platform.node(), "pid": process.pid})
+    except ManyscopeError:
+        process.terminate()  # a run of which the next one knows nothing must not go on
+        process.wait()
+        raise
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -113,9 +113,8 @@ def test_all_experiments_of_the_workflow_file(snakemake: FakeSnakemake, printed:
     assert start() == 0
     (command,) = snakemake.started
     assert after(command, "--profile") == ["workflow_profiles/local"]
-    # Shards and the folder of the results reach Snakemake in the file, which it reads itself.
     assert after(command, "--configfile") == ["config/config.yaml"]
-    assert chosen(command) == {"experiments": ["galaxies", "others"]}
+    assert chosen(command) == {"experiments": ["galaxies", "others"], "shards": 3, "results": "made"}
     assert "--cores" not in command
     assert printed == [None]
     assert snakemake.environments[0]["PATH"].startswith(str(Path(sys.executable).parent))
@@ -125,7 +124,7 @@ def test_chosen_experiments_overrides_and_cores(snakemake: FakeSnakemake, printe
     overrides = ("others.train.lr=3e-4", "others.model.args={latent: 8}", "others.title=a, b = c")
     start("others", overrides=overrides, cores=3)
     (command,) = snakemake.started
-    assert chosen(command) == {"experiments": ["others"], "set": list(overrides)}
+    assert chosen(command) == {"experiments": ["others"], "shards": 3, "results": "made", "set": list(overrides)}
     assert after(command, "--cores") == ["3"]
 
 
@@ -135,7 +134,8 @@ def test_another_profile_and_workflow_file(snakemake: FakeSnakemake, printed: li
     (command,) = snakemake.started
     assert after(command, "--profile") == ["workflow_profiles/slurm"]
     assert after(command, "--configfile") == ["other.yaml"]
-    assert chosen(command) == {"experiments": ["others"]}
+    # Not 3 and "made": Snakemake lays other.yaml over config/config.yaml, the library reads it alone.
+    assert chosen(command) == {"experiments": ["others"], "shards": 1, "results": "results"}
     assert "--resources" not in command
 
 
@@ -238,7 +238,7 @@ def test_the_note_of_a_dead_process_unlocks(
     assert start("galaxies") == 0
     (command,) = snakemake.unlocked
     assert "--unlock" in command
-    assert chosen(command) == {"experiments": ["galaxies"]}
+    assert chosen(command) == {"experiments": ["galaxies"], "shards": 3, "results": "made"}
     assert len(snakemake.started) == 1
     assert "continuing from what it left" in capsys.readouterr().out
     assert not NOTE.exists()
