@@ -23,7 +23,7 @@ FLOORS = (
     {"scopes"},
     {"data", "training", "latent", "evaluation", "explorer"},
     {"tables"},
-    {"settings"},
+    {"settings", "nn"},
     {"registry"},
     {"log", "errors"},
 )
