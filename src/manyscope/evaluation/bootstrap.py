@@ -51,14 +51,17 @@ def compare(
     value = model(everything)
     if not np.isfinite(value):
         raise DataError(f"metric {name!r} of group {group!r} is not defined on its {n} objects")
-    resamples = list(_resamples(n, clusters, draws, seed))
-    drawn = np.array([model(r) for r in resamples])
-    low, high = interval(drawn)
+    others = baselines or {}
+    # One resample at a time: all of them together would take gigabytes of a million objects.
+    drawn = np.array([
+        [score(some) for score in (model, *others.values())] for some in _resamples(n, clusters, draws, seed)
+    ])  # fmt: skip
+    low, high = interval(drawn[:, 0])
     common = (name, group, unit, n, higher_is_better, float(value), low, high)
     rows = []
-    for baseline, score in (baselines or {}).items():
+    for column, (baseline, score) in enumerate(others.items(), 1):
         reference = float(score(everything))
-        difference_low, difference_high = interval(drawn - np.array([score(r) for r in resamples]))
+        difference_low, difference_high = interval(drawn[:, 0] - drawn[:, column])
         rows.append(Metric(*common, baseline, reference, float(value) - reference, difference_low, difference_high))
     return rows or [Metric(*common)]
 

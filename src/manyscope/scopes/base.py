@@ -7,7 +7,7 @@ experiment before it runs anything; torch and its kin are imported inside the me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -37,12 +37,14 @@ class Evaluation:
         headline: name of the metric that stands for the experiment in the summary.
         figures: file name without suffix -> matplotlib figure.
         captions: file name without suffix -> one sentence for the report.
+        tables: file name -> a table to be written as CSV, such as the file that a competition wants.
     """
 
     headline: str
     metrics: list[Metric]
     figures: dict[str, Any] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, pl.DataFrame] = field(default_factory=dict)
 
 
 class Scope(ABC, Generic[S]):
@@ -89,7 +91,8 @@ class Scope(ABC, Generic[S]):
         """Build the untrained model, its shapes inferred from the data.
 
         The module answers `losses(batch) -> dict` with a scalar tensor under "loss" (what is minimised) and any
-        other scalar to be logged; in eval mode the same call validates. See docs/bring-your-own.md.
+        other scalar to be logged; in eval mode the same call validates. Before each step, training sets its attribute
+        `progress`, if it has one, to the share of the steps that are done. See docs/bring-your-own.md.
         """
 
     def fit(self, settings: S, prepared: Path, run: TrainingRun) -> None:
@@ -114,7 +117,7 @@ class Scope(ABC, Generic[S]):
         model = self.model(settings, data)
         load_weights(weights, model, settings.scope, settings.model.model_dump(mode="json"))
         batches = data.predict_batches(sample_ids, settings.infer.batch_size)
-        total = -(-len(sample_ids) // settings.infer.batch_size)
+        total = len(batches) if isinstance(batches, Sized) else -(-len(sample_ids) // settings.infer.batch_size)
         yield from on_device(model, batches, total, lambda batch: self.predict_batch(settings, model, batch))
 
     @abstractmethod

@@ -73,6 +73,11 @@ class InferSettings(Section):
     """How the trained model is applied."""
 
     batch_size: PositiveInt = Field(256, description="Samples in one forward pass.")
+    splits: tuple[Literal["train", "validation", "test", "unlabelled"], ...] = Field(
+        ("train", "validation", "test", "unlabelled"),
+        min_length=1,
+        description="Samples that are embedded, and with that mapped, indexed and shown.",
+    )
 
 
 class GatherSettings(Section):
@@ -143,7 +148,7 @@ class ExperimentSettings(Section):
         "preprocess": ("preprocess",),
         "train": ("model", "train"),
         "infer": ("model", "infer"),
-        "gather": ("gather",),
+        "gather": ("infer", "gather"),
         "umap": ("umap",),
         "index": ("index",),
         "evaluate": ("model", "evaluate"),

@@ -15,8 +15,8 @@ from manyscope.tables.whole import whole_folder, write_json
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
-    """Write the folder evaluate/, whole: figures with their captions, the forest plot, metrics.parquet and
-    metrics.json.
+    """Write the folder evaluate/, whole: figures with their captions, the forest plot, metrics.parquet,
+    metrics.json, and the scope's own tables.
 
     Raises:
         DataError: a file of an earlier stage is missing or broken, or a metric is not defined.
@@ -38,6 +38,8 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         write_json(folder / paths.figures.name / "captions.json", names)
         save_figure(forest_plot(evaluation.metrics), folder / paths.metrics_figure.name)
         write_table(folder / paths.metrics_table.name, metrics_table(evaluation.metrics))
+        for name, table in evaluation.tables.items():
+            table.write_csv(folder / name)
         write_json(folder / paths.metrics.name, document)
     for metric in evaluation.metrics:
         if metric.name == evaluation.headline:

@@ -12,7 +12,7 @@ from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings
 from manyscope.tables import predictions
 from manyscope.tables.parquet import write_table
-from manyscope.tables.samples import read_samples
+from manyscope.tables.samples import chosen_ids, read_samples
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths, shards: int) -> None:
@@ -23,7 +23,8 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shards: int) -> No
             not finite.
     """
     samples = read_samples(paths.samples)
-    table = predictions.gather([paths.shard(i) for i in range(shards)], samples["sample_id"].to_list())
+    ids = chosen_ids(samples, settings.infer.splits, paths.samples)
+    table = predictions.gather([paths.shard(i) for i in range(shards)], ids)
     vectors = predictions.embeddings(table)
     bad = ~np.isfinite(vectors).all(1)
     if bad.any():
@@ -45,4 +46,4 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shards: int) -> No
     ]
     # Parquet's row groups follow the chunks of the frame, which follow the shards.
     write_table(paths.predictions, table.with_columns(columns).rechunk())
-    logger.info("%d objects of %d samples, %d dimensions", len(table), len(samples), vectors.shape[1])
+    logger.info("%d objects of %d samples, %d dimensions", len(table), len(ids), vectors.shape[1])

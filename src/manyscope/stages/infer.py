@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from manyscope.log import logger
 from manyscope.scopes.registry import find_scope
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings
 from manyscope.tables.parquet import write_table
 from manyscope.tables.predictions import shard_of, shard_table
-from manyscope.tables.samples import read_samples
+from manyscope.tables.samples import chosen_ids, read_samples
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths, shard: int = 0, shards: int = 1) -> None:
@@ -18,8 +20,8 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shard: int = 0, sh
         CheckpointError: the weights are missing or of another model.
         DataError: samples are missing, or the model's answers break the contract.
     """
-    samples = read_samples(paths.samples)["sample_id"]
-    wanted = samples.filter(shard_of(samples.to_list(), shards) == shard).to_list()
+    ids = chosen_ids(read_samples(paths.samples), settings.infer.splits, paths.samples)
+    wanted = [ids[row] for row in np.flatnonzero(shard_of(ids, shards) == shard)]
     output = paths.shard(shard)
     scope = find_scope(settings.scope)
     batches = scope.predict(settings, paths.prepared, paths.model, wanted) if wanted else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +10,8 @@ import polars as pl
 from manyscope.errors import DataError
 from manyscope.tables.parquet import read_metadata, read_table
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # each needs samples
+UNLABELLED = "unlabelled"  # samples that are only predicted; there may be none
 SCHEMA: dict[str, type[pl.DataType]] = {"sample_id": pl.String, "group": pl.String, "split": pl.String}
 DIGEST_KEY = "manyscope.data_digest"
 
@@ -32,9 +34,11 @@ def check_samples(samples: pl.DataFrame, place: Path) -> pl.DataFrame:
     if ids.is_duplicated().any():
         raise DataError(f"sample_id {ids.filter(ids.is_duplicated())[0]!r} occurs twice", place=place)
     counts = dict(samples.group_by("split").len().iter_rows())
-    unknown = set(counts) - set(SPLITS)
+    unknown = set(counts) - {*SPLITS, UNLABELLED}
     if unknown:
-        raise DataError(f"unknown split {sorted(map(str, unknown))}", place=place, allowed=", ".join(SPLITS))
+        raise DataError(
+            f"unknown split {sorted(map(str, unknown))}", place=place, allowed=", ".join((*SPLITS, UNLABELLED))
+        )
     for split in SPLITS:
         if not counts.get(split):
             raise DataError(
@@ -47,6 +51,18 @@ def check_samples(samples: pl.DataFrame, place: Path) -> pl.DataFrame:
 
 def read_samples(path: Path) -> pl.DataFrame:
     return read_table(path, SCHEMA)
+
+
+def chosen_ids(samples: pl.DataFrame, splits: Sequence[str], place: Path) -> list[str]:
+    """Ids of the samples of these splits, in the order of the table.
+
+    Raises:
+        DataError: there are none.
+    """
+    ids = samples.filter(pl.col("split").is_in(list(splits)))["sample_id"].to_list()
+    if not ids:
+        raise DataError(f"no sample is of the splits {', '.join(splits)}", place=place, remedy="see infer.splits")
+    return ids
 
 
 def data_digest(path: Path) -> str:

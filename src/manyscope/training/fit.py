@@ -165,6 +165,8 @@ class Training(lightning.LightningModule):
     # -------------------------------------------------------------------------------------------------- steps
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         seed_step(self._settings.seed, self.global_step, self.global_rank)
+        if hasattr(self.network, "progress"):
+            self.network.progress = self.global_step / self.steps  # type: ignore[assignment]
         losses = self.network.losses(batch)  # type: ignore[operator]
         self._train.add(losses, 1)
         self._speak()
