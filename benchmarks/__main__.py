@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.measure import table, write_rows
 
-NAMES = ("startup", "hyrax")
+NAMES = ("startup", "hyrax", "neutrinos")
 
 
 def main(names: list[str]) -> int:

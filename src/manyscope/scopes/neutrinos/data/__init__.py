@@ -1,0 +1,1 @@
+"""From pulses to prepared events: sources, validation, preparation, loading."""
