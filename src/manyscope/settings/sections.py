@@ -52,7 +52,7 @@ class TrainSettings(Section):
     )
     lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="Decoupled weight decay.")
-    optimizer: str = Field("adamw", description="Registered name, or import path of a torch optimiser.")
+    optimizer: str = Field("adamw", description="adamw, adam, sgd, rmsprop, muon, or import path of an optimiser.")
     optimizer_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the optimiser.")
     schedule: Literal["cosine", "constant", "linear"] = Field("cosine", description="Learning rate after the warm-up.")
     warmup_fraction: Fraction = Field(0.03, description="Share of the steps in which the rate rises from zero.")

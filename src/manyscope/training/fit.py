@@ -41,6 +41,7 @@ OPTIMIZERS = Registry(
         "adam": "torch.optim:Adam",
         "sgd": "torch.optim:SGD",
         "rmsprop": "torch.optim:RMSprop",
+        "muon": "manyscope.training.optimizers:MuonAdamW",
     },
 )
 _LINE_EVERY_S = 10.0
