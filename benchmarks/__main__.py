@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.measure import table, write_rows
 
-NAMES = ("startup", "hyrax", "neutrinos")
+NAMES = ("startup", "hyrax", "neutrinos", "ablation")
 
 
 def main(names: list[str]) -> int:

@@ -264,7 +264,9 @@ def attend_buckets(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
         shorter *= 2
         if len(chosen):
             n = counts.index_select(0, chosen)[:, None]
-            within = torch.arange(int(n.max()), device=counts.device)
+            # As long as the bucket allows, with a mask even if all is full: the last digits of a segment's result then
+            # do not depend on what other segments there are.
+            within = torch.arange(shorter, device=counts.device)
             buckets.append((starts.index_select(0, chosen)[:, None] + torch.minimum(within, n - 1), within < n))
     if not buckets:
         return v.clone()
@@ -275,8 +277,7 @@ def attend_buckets(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
     outputs = []
     for (_, real), *qkv in zip(buckets, *parts, strict=True):
         qs, ks, vs = (x.unflatten(0, real.shape).transpose(1, 2) for x in qkv)
-        mask = None if real.all() else real[:, None, None, :]
-        block = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=mask)
+        block = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=real[:, None, None, :])
         outputs.append(block.transpose(1, 2).flatten(0, 1))
     kept = torch.cat([real.flatten() for _, real in buckets]).nonzero().flatten()
     return v.index_copy(0, rows.index_select(0, kept), torch.cat(outputs).index_select(0, kept).to(v.dtype))
