@@ -15,7 +15,7 @@ from manyscope.tables.whole import whole_file
 
 _NAME = "neutrinos"
 _DEFAULT = "default"
-_ARGS, _TRAIN = f"{_NAME}.model.args", f"{_NAME}.train"
+_ARGS, _TRAIN = "model.args", "train"
 # The default ends with 0.6 of the steps of the first loss; a variant has one loss all along.
 VARIANTS: dict[str, tuple[str, ...]] = {
     _DEFAULT: (),

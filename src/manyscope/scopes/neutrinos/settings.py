@@ -144,7 +144,7 @@ class NeutrinosModel(ModelSettings):
 class NeutrinosTrain(TrainSettings):
     """Training of the network."""
 
-    epochs: PositiveFloat = Field(5, description="Passes over the training events; may be fractional.")
+    epochs: PositiveFloat = Field(4, description="Passes over the training events; may be fractional.")
     lr: PositiveFloat = Field(1.5e-3, description="Peak learning rate.")
     optimizer: str = Field("muon", description="adamw, adam, sgd, rmsprop, muon, or import path of an optimiser.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(2e-2, description="Decoupled weight decay.")
