@@ -50,6 +50,7 @@ class Neutrinos(Scope[NeutrinosSettings]):
 
     def problems(self, settings: NeutrinosSettings) -> Iterator[str]:
         from manyscope.scopes.neutrinos.data.files import file_problems
+        from manyscope.scopes.neutrinos.data.kaggle import source_problems
         from manyscope.scopes.neutrinos.data.sources import SOURCES
         from manyscope.scopes.neutrinos.model import MODELS
 
@@ -62,6 +63,7 @@ class Neutrinos(Scope[NeutrinosSettings]):
         if settings.download.source == "files" and not settings.download.files:
             yield "download.files: the source 'files' needs at least one entry"
         yield from file_problems(settings.download)
+        yield from source_problems(settings.download)
 
     def data(self, settings: NeutrinosSettings, prepared: Path) -> EventData:
         from manyscope.scopes.neutrinos.data.loading import EventData

@@ -318,3 +318,17 @@ def _reason(error: BaseException) -> str:
     """The first line of a message, without the part of addresses that may hold a signature."""
     first = str(error).strip().splitlines()[:1]
     return re.sub(r"\?\S+", "", first[0]) if first and not isinstance(error, SystemExit) else type(error).__name__
+
+
+def source_problems(settings: NeutrinosDownload) -> Iterator[str]:
+    """What `manyscope validate` can say of the files of the sources `kaggle` and `simulated` before any download."""
+    if settings.source == "kaggle" and settings.kaggle.folder is not None:
+        try:
+            folder_files(absolute(settings.kaggle.folder), settings.kaggle.batches, settings.kaggle.test)
+        except DataError as error:
+            yield f"download.kaggle: {error}"
+    if settings.source == "simulated":
+        for name in ("geometry_file", "ice_file"):
+            path = getattr(settings.simulated, name)
+            if path is not None and not absolute(path).is_file():
+                yield f"download.simulated.{name}: no file {path}; mend the path, or leave it out for the built-in one"
