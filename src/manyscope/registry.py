@@ -7,7 +7,7 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
-from manyscope.errors import ManyscopeError, did_you_mean
+from manyscope.errors import ManyscopeError, SettingsError, did_you_mean
 
 
 def load_object(path: str) -> Any:
@@ -74,6 +74,19 @@ class Registry:
     def find(self, name: str) -> Any:
         """The object itself, imported now."""
         return load_object(self.path(name))
+
+    def build(self, name: str, *given: Any, place: str, **args: Any) -> Any:
+        """What the object makes of these arguments; those by keyword come from the settings at `place`.
+
+        Raises:
+            ManyscopeError: the name is unknown.
+            SettingsError: the object does not take its arguments.
+        """
+        make = self.find(name)
+        try:
+            return make(*given, **args)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"{place}: {self.kind} {name!r} refuses them: {error}") from error
 
 
 SCOPES = Registry("scope", group="manyscope.scopes")

@@ -268,11 +268,6 @@ class Flat(Own):
         return super().forward(images)[:, 0]
 
 
-class Mute(nn.Module):
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-
-
 @pytest.fixture
 def own_models(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], GalaxiesModel]:
     """This file as an importable module."""
@@ -292,8 +287,6 @@ def test_any_module_can_be_brought_along(data: StampData, own_models: Callable[[
 def test_models_that_break_the_contract_are_refused(
     data: StampData, own_models: Callable[[str], GalaxiesModel]
 ) -> None:
-    with pytest.raises(ManyscopeError, match="no method losses"):
-        build_model(own_models("Mute"), data)
     with pytest.raises(DataError, match=r"shape \(6,\) for 6 images; allowed: \(images, dimensions\)"):
         describe(build_model(own_models("Flat"), data), data.batch(np.arange(6)))
 
@@ -326,7 +319,8 @@ def test_predictions_are_bit_equal_for_any_number_of_shards(data: StampData, nam
 
 def test_columns_of_a_model_that_reconstructs(data: StampData) -> None:
     model = Autoencoder(data.shape, channels=4, latent=6).eval()
-    batch = data.batch(np.arange(8), real=5)
+    batch = data.batch(np.arange(8))
+    batch["sample_id"] = batch["sample_id"][:5]
     with torch.inference_mode():
         found = describe(model, batch)
         error = (model.decode(model(batch["images"])) - batch["images"]).square().flatten(1).numpy()[:5]

@@ -292,6 +292,23 @@ def test_unknown_optimizer_and_missing_samples(experiment: ExperimentPaths) -> N
         train_stage.run(settings(), experiment)
 
 
+def test_a_network_without_losses_is_refused(experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Net, "losses", None)
+    with pytest.raises(ManyscopeError, match=r"has no method losses\(batch\)"):
+        train_stage.run(settings(), experiment)
+
+
+def test_progress_reaches_a_network_that_asks_for_it(
+    experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(Net, "progress", property(lambda self: 0.0, lambda self, value: seen.append(value)), False)
+    train_stage.run(settings(), experiment)
+    assert seen[0] == 0
+    assert seen == sorted(seen)
+    assert seen == [step / len(seen) for step in range(len(seen))]
+
+
 def test_seed_step_depends_on_each_part() -> None:
     draws = []
     for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manyscope.errors import DataError, ManyscopeError, SettingsError
+from manyscope.errors import DataError
 from manyscope.registry import Registry
 from manyscope.tables.predictions import Objects
 
@@ -44,18 +44,12 @@ def build_model(settings: ModelSettings, data: StampData) -> nn.Module:
     """A new model with weights from torch's global generator, adapted to the training stamps.
 
     Raises:
-        ManyscopeError: the model is unknown, or lacks a method.
+        ManyscopeError: the model is unknown.
         SettingsError: it does not take its arguments.
     """
     import torch
 
-    make = MODELS.find(settings.name)
-    try:
-        model = make(data.shape, **settings.args)
-    except TypeError as error:
-        raise SettingsError(f"model.args: model {settings.name!r} refuses them: {error}") from error
-    if not callable(getattr(model, "losses", None)):
-        raise ManyscopeError("the model has no method losses(batch)", place=f"model.name {settings.name!r}")
+    model: Any = MODELS.build(settings.name, data.shape, place="model.args", **settings.args)
     if hasattr(model, "adapt"):
         rows = data.train_rows
         if len(rows) > _ADAPT_STAMPS:  # evenly over the training set: enough for means and covariances

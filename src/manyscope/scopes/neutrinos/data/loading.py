@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
+from manyscope.data.prepared import PreparedSamples
 from manyscope.errors import DataError
 from manyscope.log import logger
 from manyscope.scopes.neutrinos.data import forms
@@ -18,7 +18,7 @@ from manyscope.scopes.neutrinos.data.prepare import META, SENSORS, SHARDS
 from manyscope.scopes.neutrinos.data.schedule import LengthSchedule, cut
 from manyscope.scopes.neutrinos.data.shards import Shard, ranges
 from manyscope.scopes.neutrinos.settings import InputSettings
-from manyscope.tables.samples import read_samples
+from manyscope.tables.arrays import map_array
 from manyscope.tables.whole import read_json
 
 Batch = dict[str, Any]
@@ -27,7 +27,7 @@ _COUNTED_EVENTS = 1_000_000
 _STEP = 8  # predicted events are padded to the next multiple of so many modules
 
 
-class EventData:
+class EventData(PreparedSamples):
     """The prepared folder as training, validation and prediction batches.
 
     A batch is a dict of tensors, with B events, D modules and P pulses of all of them one after another:
@@ -50,11 +50,11 @@ class EventData:
     """
 
     def __init__(self, prepared: Path, settings: InputSettings, form: forms.Form = forms.RAGGED) -> None:
-        self.folder, self.settings, self.form = prepared, settings, form
-        self.samples = read_samples(prepared / "samples.parquet")
+        super().__init__(prepared)
+        self.settings, self.form = settings, form
         sizes = read_json(prepared / META)["shards"]
         self.shards = [Shard.open(prepared / SHARDS / f"{i:05d}") for i in range(len(sizes))]
-        self.sensors: np.ndarray = np.load(prepared / SENSORS, allow_pickle=False)
+        self.sensors = np.array(map_array(prepared / SENSORS))
         self._starts = np.cumsum([0, *map(len, self.shards)])
         if self._starts[-1] != len(self.samples):
             raise DataError(
@@ -98,27 +98,11 @@ class EventData:
             " pulses (max_pulses %d)", events, shown, modules, s.isolated, s.max_doms, long, kept, pulses, s.max_pulses,
         )  # fmt: skip
 
-    # ------------------------------------------------------------------------------------------------- splits
-    def rows(self, split: str) -> np.ndarray:
-        """Positions of a split's events, (n,) int64, in the order of samples.parquet."""
-        return np.flatnonzero((self.samples["split"] == split).to_numpy())
-
-    @cached_property
-    def train_rows(self) -> np.ndarray:
-        return self.rows("train")
-
-    @property
-    def train_size(self) -> int:
-        return len(self.train_rows)
-
     def train_schedule(self, batch_size: int, seed: int) -> LengthSchedule:
         rows = self.train_rows
         files = self.samples["group"].rle_id().to_numpy()[rows]
         s = self.settings
         return LengthSchedule(self.lengths[rows], files, batch_size, s.token_budget, seed, s.window_events)
-
-    def train_batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        return self.batch(self.train_rows[np.asarray(indices, np.int64)])
 
     def validation_batches(self, batch_size: int) -> Iterator[Batch]:
         """The validation events by length, without padding beyond the longest of a batch."""
@@ -153,7 +137,7 @@ class EventData:
         longest = int(arrays["module_counts"].max()) if length is None else length
         arrays |= self.form.add(arrays, longest)
         tensors: Batch = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        return {**tensors, "length": longest, "sample_id": self.samples["sample_id"].gather(rows[:real]).to_list()}
+        return {**tensors, "length": longest, "sample_id": self.ids(rows[:real])}
 
     def _part(self, shard: Shard, events: np.ndarray) -> dict[str, np.ndarray]:
         shown = self._shown(shard, events)
@@ -176,20 +160,6 @@ class EventData:
             "direction": shard.direction[events],
             "counts": np.stack([total, ends - starts, shard.shown[events, 0]], axis=1).astype(np.float32),
         }
-
-    def rows_of(self, sample_ids: Sequence[str]) -> np.ndarray:
-        """Positions of the named samples, (n,) int64.
-
-        Raises:
-            DataError: an id is unknown.
-        """
-        wanted = pl.DataFrame({"sample_id": list(sample_ids)}, schema={"sample_id": pl.String})
-        known = self.samples.select("sample_id").with_row_index("row")
-        rows = wanted.join(known, on="sample_id", how="left", maintain_order="left")
-        if rows["row"].null_count():
-            unknown = rows.filter(pl.col("row").is_null())["sample_id"][0]
-            raise DataError(f"sample {unknown!r} is unknown", place=self.folder / "samples.parquet")
-        return rows["row"].to_numpy().astype(np.int64)
 
 
 class PredictBatches:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manyscope.errors import DataError
+from manyscope.tables.arrays import map_array
 from manyscope.tables.whole import whole_file
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Shard:
         Raises:
             DataError: a file is missing, broken, or does not fit to the others.
         """
-        arrays = {field.name: _map(folder / f"{field.name}.npy") for field in fields(cls)}
+        arrays = {field.name: map_array(folder / f"{field.name}.npy") for field in fields(cls)}
         shard = cls(**arrays)
         modules, pulses = len(shard.sensor), len(shard.pulses)
         ends = (int(shard.module_offsets[-1]), len(shard.pulse_offsets) - 1, len(shard.modules))
@@ -222,13 +223,3 @@ def concatenate(shards: list[Shard]) -> Shard:
 def _sums(values: np.ndarray, index: np.ndarray, n: int) -> np.ndarray:
     """Sum of the rows of `values` for each index, (n, columns) float64."""
     return np.stack([np.bincount(index, column, n) for column in values.T], axis=1)
-
-
-def _map(path: Path) -> np.ndarray:
-    try:
-        # As a plain array: each slice of a memmap object costs microseconds more.
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(
-            f"not a readable array ({error})", place=path, remedy="run the stage 'preprocess' again"
-        ) from error

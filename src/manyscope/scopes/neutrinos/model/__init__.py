@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from manyscope.errors import DataError, ManyscopeError, SettingsError
+from manyscope.errors import DataError, SettingsError
 from manyscope.registry import Registry
 from manyscope.scopes.neutrinos.data.forms import RAGGED, Form
 from manyscope.tables.predictions import Objects
@@ -42,28 +42,21 @@ def input_form(settings: ModelSettings) -> Form:
         SettingsError: it does not take its arguments.
     """
     wanted = getattr(MODELS.find(settings.name), "input_form", None)
-    return _made(lambda: wanted(**settings.args), settings) if wanted else RAGGED
+    try:
+        return RAGGED if wanted is None else wanted(**settings.args)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"model.args: model {settings.name!r} refuses them: {error}") from error
 
 
 def build_model(settings: ModelSettings) -> nn.Module:
     """A new model with weights from torch's global generator.
 
     Raises:
-        ManyscopeError: the model is unknown, or lacks a method.
+        ManyscopeError: the model is unknown.
         SettingsError: it does not take its arguments.
     """
-    make = MODELS.find(settings.name)
-    model: nn.Module = _made(lambda: make(**settings.args), settings)
-    if not callable(getattr(model, "losses", None)):
-        raise ManyscopeError("the model has no method losses(batch)", place=f"model.name {settings.name!r}")
+    model: nn.Module = MODELS.build(settings.name, place="model.args", **settings.args)
     return model
-
-
-def _made(make: Any, settings: ModelSettings) -> Any:
-    try:
-        return make()
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"model.args: model {settings.name!r} refuses them: {error}") from error
 
 
 def calibrate(settings: NeutrinosSettings, data: EventData, run: TrainingRun) -> None:
@@ -81,8 +74,7 @@ def calibrate(settings: NeutrinosSettings, data: EventData, run: TrainingRun) ->
     if calibration is None or not is_first_process():
         return
     load_weights(run.best, model, run.scope, run.model)
-    ids = data.samples["sample_id"].gather(data.rows("validation")).to_list()
-    batches = data.predict_batches(ids, settings.train.batch_size)
+    batches = data.predict_batches(data.ids(data.rows("validation")), settings.train.batch_size)
 
     def judge(batch: dict[str, Any]) -> np.ndarray:
         real = len(batch["sample_id"])
