@@ -23,14 +23,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "seed 2": (f"{_TRAIN}.seed=2",),
     "T1 attention": (f"{_ARGS}.t1=attention",),
     "T1 flat": (f"{_ARGS}.t1=flat",),
-    "T1 none": (f"{_ARGS}.t1=none",),
     "T1 pool, line fit as input": (f"{_ARGS}.line_fit=true",),
     "T1 attention, line fit as input": (f"{_ARGS}.t1=attention", f"{_ARGS}.line_fit=true"),
     "T1 flat, line fit as input": (f"{_ARGS}.t1=flat", f"{_ARGS}.line_fit=true"),
     "vMF loss alone": (f"{_ARGS}.late_loss.vmf=1.0",),
     "angular loss alone": (f"{_ARGS}.loss.angular=1.0", f"{_ARGS}.late_loss.angular=1.0"),
     "space-time interval as bias": (f"{_ARGS}.bias=interval",),
-    "no ice": (f"{_ARGS}.ice=false",),
     "AdamW alone": (f"{_TRAIN}.optimizer=adamw", f"{_TRAIN}.optimizer_args={{}}"),
 }
 

@@ -112,3 +112,12 @@ def test_a_file_of_ice_that_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ice.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="not a table of the ice"):
         built_in_detector(tmp_path / "ice.parquet")
+
+
+def test_modules_beside_each_other_are_on_one_string() -> None:
+    beside = built_in_detector().beside
+    assert beside[0].tolist() == [-1, -1, 1, 2]
+    assert beside[59].tolist() == [57, 58, -1, -1]
+    assert beside[60].tolist() == [-1, -1, 61, 62]
+    assert beside[100].tolist() == [98, 99, 101, 102]
+    assert beside[-1].tolist() == [5157, 5158, -1, -1]

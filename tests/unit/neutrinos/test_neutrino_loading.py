@@ -43,6 +43,10 @@ def test_a_batch_is_what_a_loop_over_its_events_builds(prepared_events: Path) ->
             np.testing.assert_array_equal(batch["sensors"][module], data.sensors[shard.sensor[m]])
             all_pulses = shard.pulses[shard.pulse_offsets[m] : shard.pulse_offsets[m + 1]]
             kept = all_pulses[:3]
+            for column, away in enumerate(shard.beside[m]):
+                charge, later = shard.modules[m + away, 1], shard.modules[m + away, 0] - shard.modules[m, 0]
+                expected = [charge, later] if away else [0, 0]
+                np.testing.assert_array_equal(batch["beside"][module, column], np.array(expected, np.float32))
             assert batch["pulse_counts"][module] == len(kept)
             assert batch["pulses_seen"][module] == len(all_pulses)
             np.testing.assert_array_equal(batch["pulses"][pulse : pulse + len(kept)], kept)

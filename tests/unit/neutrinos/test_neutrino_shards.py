@@ -117,6 +117,21 @@ def test_the_summary_of_a_module_is_what_a_loop_finds() -> None:
             assert shard.modules[row, column] == pytest.approx(value, rel=1e-4, abs=2e-3)
 
 
+@given(st.integers(0, 1000), sizes)
+def test_modules_beside_each_other_are_found(seed: int, sizes: list[int]) -> None:
+    events = random_events(seed, sizes)
+    events.sensor_id[:] = events.sensor_id // 61 % 7 + 57  # the end of one string and the beginning of the next
+    shard = build(events, DETECTOR, 0, NeutrinosPreprocess())
+    for first, last in itertools.pairwise(shard.module_offsets):
+        row = {int(sensor): first + i for i, sensor in enumerate(shard.sensor[first:last])}
+        for sensor, own in row.items():
+            for column, step in enumerate((-2, -1, 1, 2)):
+                same_string = (sensor + step) // 60 == sensor // 60
+                expected = row.get(sensor + step) if same_string else None
+                away = shard.beside[own, column]
+                assert away == (0 if expected is None else expected - own)
+
+
 def test_the_origin_is_the_weighted_mean_of_coincident_modules() -> None:
     events = random_events(5, [80])
     shard = build(events, DETECTOR, 0, NeutrinosPreprocess())

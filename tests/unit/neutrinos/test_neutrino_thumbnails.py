@@ -34,7 +34,7 @@ def event(sensor: np.ndarray, time: np.ndarray, charge: np.ndarray, near: int) -
     shown = np.array([[near, near]], np.int32)
     return Shard(
         offsets, shown, nothing, nothing[:, :3], nothing[:, :3], sensor.astype(np.int32), np.arange(n + 1), modules,
-        np.zeros((n, 3), np.float32),
+        np.zeros((n, 4), np.int32), np.zeros((n, 3), np.float32),
     )  # fmt: skip
 
 

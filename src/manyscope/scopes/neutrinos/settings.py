@@ -144,12 +144,11 @@ class NeutrinosModel(ModelSettings):
 class NeutrinosTrain(TrainSettings):
     """Training of the network."""
 
-    epochs: PositiveFloat = Field(4, description="Passes over the training events; may be fractional.")
+    epochs: PositiveFloat = Field(4.5, description="Passes over the training events; may be fractional.")
     lr: PositiveFloat = Field(1.5e-3, description="Peak learning rate.")
     optimizer: str = Field("muon", description="adamw, adam, sgd, rmsprop, muon, or import path of an optimiser.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(2e-2, description="Decoupled weight decay.")
     optimizer_args: dict[str, Any] = Field({"matrix_lr": 3e-3}, description="Further arguments of the optimiser.")
-    warmup_fraction: Fraction = Field(0.08, description="Share of the steps in which the rate rises from zero.")
     gradient_clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest gradient norm; 0 is no limit.")
 
 

@@ -13,6 +13,8 @@ from manyscope.errors import DataError
 from manyscope.tables.whole import whole_file
 
 MODULES_PER_STRING = 60
+BESIDE = (-2, -1, 1, 2)  # places on a string
+_SAME_STRING_M = 10.0
 STRINGS = 86
 SURFACE_M = 1948.07  # depth of the detector's centre, z = 0, below the surface
 ICE_COLUMNS = ("depth", "scattering_len", "absorption_len")  # m
@@ -62,6 +64,17 @@ class Detector:
     def absorption_m(self) -> np.ndarray:
         """Absorption length at each module, (sensors,) float64."""
         return np.interp(SURFACE_M - self.position_m[:, 2], self.ice[:, 0], self.ice[:, 2])
+
+    @cached_property
+    def beside(self) -> np.ndarray:
+        """The modules two and one before and one and two after each on its string, (sensors, 4) int64; -1 is none.
+
+        Modules of a string have consecutive numbers and stand below each other."""
+        own = np.arange(len(self))[:, None]
+        other = own + np.array(BESIDE)
+        inside = (other >= 0) & (other < len(self))
+        apart = self.position_m[np.where(inside, other, own), :2] - self.position_m[:, None, :2]
+        return np.where(inside & (np.linalg.norm(apart, axis=2) < _SAME_STRING_M), other, -1)
 
     @cached_property
     def dense(self) -> np.ndarray:

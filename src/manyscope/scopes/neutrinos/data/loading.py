@@ -16,7 +16,7 @@ from manyscope.log import logger
 from manyscope.scopes.neutrinos.data import forms
 from manyscope.scopes.neutrinos.data.prepare import META, SENSORS, SHARDS
 from manyscope.scopes.neutrinos.data.schedule import LengthSchedule, cut
-from manyscope.scopes.neutrinos.data.shards import Shard, ranges
+from manyscope.scopes.neutrinos.data.shards import CHARGE, FIRST_NS, Shard, ranges
 from manyscope.scopes.neutrinos.settings import InputSettings
 from manyscope.tables.arrays import map_array
 from manyscope.tables.whole import read_json
@@ -35,6 +35,8 @@ class EventData(PreparedSamples):
     - `module_counts` (B,) int64, `pulse_counts` (D,) int64: modules of each event, pulses of each module;
     - `sensors` (D, 7) float32: x, y, z (m), scattering and absorption length (m), efficiency, dense core;
     - `modules` (D, 6) float32: what `Shard.modules` says; `pulses_seen` (D,) float32: pulses before any cut;
+    - `beside` (D, 4, 2) float32: of the modules two and one before and one and two after on the string, the charge, and
+      the first time after the module's own in ns; zero where they saw no light;
     - `pulses` (P, 3) float32: normalised time, charge, auxiliary;
     - `origin` (B, 4), `line_fit` (B, 3), `direction` (B, 3) float32: as in `Shard`;
     - `counts` (B, 3) float32: pulses, modules and coincident modules of the event before any cut;
@@ -152,6 +154,7 @@ class EventData(PreparedSamples):
             "module_counts": shown,
             "sensor": shard.sensor[modules],
             "modules": shard.modules[modules],
+            "beside": _beside(shard, modules),
             "pulses_seen": seen.astype(np.float32),
             "pulse_counts": counts,
             "pulses": shard.pulses[ranges(first, counts)],
@@ -160,6 +163,15 @@ class EventData(PreparedSamples):
             "direction": shard.direction[events],
             "counts": np.stack([total, ends - starts, shard.shown[events, 0]], axis=1).astype(np.float32),
         }
+
+
+def _beside(shard: Shard, modules: np.ndarray) -> np.ndarray:
+    """(D, 4, 2) float32 for these rows of the modules."""
+    away = shard.beside[modules]
+    others = shard.modules[modules[:, None] + away][..., [CHARGE, FIRST_NS]]
+    others[..., 1] -= shard.modules[modules, FIRST_NS][:, None]
+    others[away == 0] = 0
+    return others
 
 
 class PredictBatches:

@@ -47,6 +47,8 @@ class Shard:
     modules: (M, 6) float32; first time (of a coincident pulse, if any) after the origin's in ns, charge in
         photoelectrons, 1 if any pulse is coincident, spread of times and delay of the mean time after the first
         weighted by charge in ns, charge of the first 60 ns.
+    beside: (M, 4) int32; by how many rows the modules two and one before and one and two after on the string are away,
+        0 where they saw no light.
     pulses: (P, 3) float32, see `normalise`.
     """
 
@@ -58,6 +60,7 @@ class Shard:
     sensor: np.ndarray
     pulse_offsets: np.ndarray
     modules: np.ndarray
+    beside: np.ndarray
     pulses: np.ndarray
 
     def __len__(self) -> int:
@@ -182,8 +185,22 @@ def build(events: Events, detector: Detector, first_sensor: int, settings: Neutr
         sensor=(sensor[worth] + first_sensor).astype(np.int32),
         pulse_offsets=np.concatenate([[0], np.cumsum(count[worth])]).astype(np.int64),
         modules=modules.astype(np.float32),
+        beside=_beside(event, sensor, worth, detector),
         pulses=normalise(time, charge, ~coincident)[pulse_rows],
     )
+
+
+def _beside(event: np.ndarray, sensor: np.ndarray, order: np.ndarray, detector: Detector) -> np.ndarray:
+    """`Shard.beside` of modules sorted by event and sensor that will stand in another order."""
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    other = detector.beside[sensor]
+    keys = event * len(detector) + sensor
+    wanted = (event * len(detector))[:, None] + other
+    found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    lit = (other >= 0) & (keys[found] == wanted)
+    away: np.ndarray = np.where(lit, place[found] - place[:, None], 0)[order]
+    return away.astype(np.int32)
 
 
 def line_fit(events: Events, detector: Detector) -> np.ndarray:

@@ -18,7 +18,7 @@ from manyscope.scopes.neutrinos.model.calibration import Calibration
 from manyscope.scopes.neutrinos.model.pulses import Batch, signed_log
 
 _ICE_SPEED_M_NS = 0.299792458 / 1.356  # of a group of photons
-_MODULE_FEATURES, _ICE_FEATURES, _EVENT_FEATURES, _FIT_FEATURES = 13, 2, 6, 4
+_MODULE_FEATURES, _ICE_FEATURES, _EVENT_FEATURES, _FIT_FEATURES = 21, 2, 6, 4
 _PACKED_SLOTS = 512
 
 
@@ -54,7 +54,7 @@ class Transformer(nn.Module):
         bias: Literal["none", "interval"] = "none",
         ice: bool = True,
         line_fit: bool = False,
-        vectors: int = 4,
+        vectors: int = 8,
         rotate: bool = True,
         loss: Mapping[str, float] | None = None,
         late_loss: Mapping[str, float] | None = None,
@@ -144,6 +144,8 @@ class Transformer(nn.Module):
             prompt.clamp(min=0.02).log() / 2,
             dense,
             z / 500,
+            *(torch.log1p(10 * batch["beside"][..., 0]) / 3).unbind(1),
+            *(batch["beside"][..., 1] / 100).clamp(-3, 3).unbind(1),
         ]
         if self.ice:
             columns += [(scattering - 25) / 20, (absorption - 100) / 60]
