@@ -74,6 +74,29 @@ def test_the_number_of_shards_changes_no_digit(simulated: Workspace) -> None:
         assert ExperimentPaths.of(results, "neutrinos").predictions.read_bytes() == expected
 
 
+def test_only_the_chosen_splits_are_embedded_and_the_test_is_judged_the_same(simulated: Workspace) -> None:
+    source = ExperimentPaths.of(simulated.results, "neutrinos")
+    results = simulated.folder / "with-splits"
+    (results / "neutrinos").mkdir(parents=True)
+    for name in ("prepared", "train"):
+        (results / "neutrinos" / name).symlink_to(source.root / name)
+    common = ("--experiment", "neutrinos", "--results", str(results))
+    chosen = ("--set", "infer.splits=[test, unlabelled]")
+    simulated.manyscope("infer", *common, *chosen)
+    simulated.manyscope("gather", *common, *chosen)
+    paths = ExperimentPaths.of(results, "neutrinos")
+    test = read_samples(paths.samples).filter(pl.col("split") == "test")["sample_id"].to_list()
+    assert read_predictions(paths.predictions)["sample_id"].to_list() == test
+    refused = simulated.manyscope("gather", *common, check=False)
+    assert refused.returncode != 0
+    assert "does not hold the samples that belong to it" in refused.stderr
+    simulated.manyscope("evaluate", *common)
+    assert paths.metrics.read_bytes() == source.metrics.read_bytes()
+    nobody = simulated.manyscope("infer", *common, "--set", "infer.splits=[unlabelled]", check=False)
+    assert nobody.returncode != 0
+    assert "no sample is of the splits unlabelled; see infer.splits" in nobody.stderr
+
+
 def test_a_killed_training_ends_with_the_same_weights_and_calibration(simulated: Workspace, tmp_path: Path) -> None:
     longer = ("--set", "train.epochs=30", "--set", "train.check_every_epochs=1")
     weights = []

@@ -25,7 +25,7 @@ def compare(
     group: str,
     *,
     unit: str,
-    higher_is_better: bool,
+    higher_is_better: bool | None,
     n: int,
     model: Score,
     baselines: Mapping[str, Score] | None = None,

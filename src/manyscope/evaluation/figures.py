@@ -96,7 +96,7 @@ def forest_plot(metrics: Sequence[Metric]) -> Figure:
     """
     if not metrics:
         raise DataError("there is no metric to draw")
-    panels: dict[tuple[str, str, bool], dict[str, list[Metric]]] = {}
+    panels: dict[tuple[str, str, bool | None], dict[str, list[Metric]]] = {}
     for metric in metrics:
         panel = panels.setdefault((metric.name, metric.unit, metric.higher_is_better), {})
         panel.setdefault(metric.group, []).append(metric)
@@ -121,7 +121,8 @@ def forest_plot(metrics: Sequence[Metric]) -> Figure:
             axis.set_ylim(len(groups) - 0.5, -0.5)
             axis.margins(x=0.08)
             axis.grid(visible=False, axis="y")
-            axis.set_title(f"{name}{f' ({unit})' if unit else ''}, {'higher' if higher else 'lower'} is better")
+            better = "" if higher is None else f", {'higher' if higher else 'lower'} is better"
+            axis.set_title(f"{name}{f' ({unit})' if unit else ''}{better}")
         handles = {
             label: handle
             for axis in axes[:, 0]

@@ -104,7 +104,7 @@ def print_summary(results: Path) -> None:
 
 def _row(experiment: str, headline: str, m: Metric) -> tuple[Any, ...]:
     behind = None
-    if m.difference_low is not None and m.difference_high is not None:
+    if m.ahead is not None and m.difference_low is not None and m.difference_high is not None:
         behind = m.difference_high < 0 if m.higher_is_better else m.difference_low > 0
     model = (m.value, m.low, m.high)
     difference = (m.difference, m.difference_low, m.difference_high)

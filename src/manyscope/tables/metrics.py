@@ -17,6 +17,7 @@ from manyscope.tables.whole import read_json
 class Metric:
     """One metric of one group, against one baseline (null where none can exist); a row for each baseline.
 
+    `higher_is_better` is null for a number that has a right value rather than a better side, such as a coverage.
     `low`/`high` and `difference_low`/`difference_high` bound 95 % bootstrap intervals; `difference` is model minus
     baseline, drawn on the same resamples.
     """
@@ -25,7 +26,7 @@ class Metric:
     group: str
     unit: str
     n: int
-    higher_is_better: bool
+    higher_is_better: bool | None
     value: float
     low: float
     high: float
@@ -46,8 +47,10 @@ class Metric:
 
     @property
     def ahead(self) -> bool | None:
-        """Whether the interval of the difference lies wholly on the better side; None without a baseline."""
+        """Whether the interval of the difference lies wholly on the better side; None without a baseline or a side."""
         if self.difference_low is None or self.difference_high is None:
+            return None
+        if self.higher_is_better is None:
             return None
         return self.difference_low > 0 if self.higher_is_better else self.difference_high < 0
 

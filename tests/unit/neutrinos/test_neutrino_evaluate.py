@@ -266,6 +266,7 @@ def test_calibration_is_compared_with_what_was_before(data: EventData, judge: Ju
     assert calibrated.ahead is True
     share = row(found, "cone_68_share")
     assert share.baseline is None
+    assert share.higher_is_better is None
     assert share.low < 0.68 < share.high
 
 

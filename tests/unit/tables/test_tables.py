@@ -209,3 +209,15 @@ def test_ahead_means_an_interval_on_the_better_side(higher: bool, low: float, hi
 def test_metric_must_be_finite() -> None:
     with pytest.raises(DataError, match="not finite"):
         metric(value=float("nan"))
+
+
+def test_unlabelled_samples_are_allowed_and_not_asked_for() -> None:
+    split = ["train", "validation", "test", "unlabelled"]
+    for kept in (split, split[:3]):
+        frame = pl.DataFrame({"sample_id": kept, "group": kept, "split": kept})
+        assert check_samples(frame, Path("samples.parquet"))["split"].to_list() == kept
+
+
+def test_a_number_without_a_better_side_is_never_ahead() -> None:
+    metric = Metric("share", "all", "", 9, None, 0.7, 0.6, 0.8, "nominal", 0.68, 0.02, 0.01, 0.03)
+    assert metric.ahead is None

@@ -55,6 +55,9 @@ class Galaxies(Scope[GalaxiesSettings]):
                 registry.path(name)
             except ManyscopeError as error:
                 yield f"{place}: {error}"
+        missing = {"train", "validation", "test"} - set(settings.infer.splits)
+        if missing:
+            yield f"infer.splits: without {', '.join(sorted(missing))} the latent space cannot be judged; add it"
         drawn, wanted = settings.download.simulated.stamp_px, settings.preprocess.stamp_px
         if settings.download.source == "simulated" and drawn < wanted:
             yield (

@@ -93,7 +93,10 @@ def _samples(file: EventFile, split: str, events: Events, shard: Shard) -> pl.Da
         "n_modules": shard.n_modules.astype(np.int32),
     })  # fmt: skip
     truth = events.truth.rename({name: f"true_{name}" for name in events.truth.columns if name in frame.columns})
-    return pl.concat([frame, truth], how="horizontal") if truth.width else frame
+    if not truth.width:
+        return frame
+    # First what the source knows: the page colours its map by the first of these columns.
+    return pl.concat([frame[:, :3], truth, frame[:, 3:]], how="horizontal")
 
 
 class _Writer:
