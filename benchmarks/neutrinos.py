@@ -159,6 +159,7 @@ def _training(prepared: Path) -> list[Row]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def train(batches: list[np.ndarray], length: int | None) -> None:
+        model.train()
         for some in batches:
             loss = model.losses(data.batch(some, length))["loss"]
             optimizer.zero_grad()
@@ -167,8 +168,9 @@ def _training(prepared: Path) -> list[Row]:
 
     @torch.inference_mode()
     def predict() -> None:
+        model.eval()
         for batch in default.predict_batches(ids, _BATCH):
-            model.eval()(batch)
+            model(batch)
 
     default = EventData(prepared, InputSettings())
     ids = default.samples["sample_id"].head(4000).to_list()
@@ -176,6 +178,7 @@ def _training(prepared: Path) -> list[Row]:
     usual_rows = [default.train_rows[usual.batch(int(step))] for step in range(30)]
 
     def train_usual() -> None:
+        model.train()
         for some in usual_rows:
             loss = model.losses(default.batch(some))["loss"]
             optimizer.zero_grad()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 _FLEX_BLOCK = 128
+_FLEX_ROWS = 64
+_FLEX_HEAD = 16  # least dimensions of a head in the CUDA kernel
 
 
 def segment_ids(counts: Tensor, n: int) -> Tensor:
@@ -166,8 +168,8 @@ class PackedRows:
 
     @property
     def padded_rows(self) -> int:
-        """R rounded up to a power of two: a compiled kernel is made for each number of rows, so there must be few."""
-        return 1 << (len(self.segment_of_slot) - 1).bit_length()
+        """R rounded up to whole blocks of rows: a compiled kernel is made for each shape, so there is one."""
+        return -(-len(self.segment_of_slot) // _FLEX_ROWS) * _FLEX_ROWS
 
     @cached_property
     def dense_mask(self) -> Tensor:
@@ -176,25 +178,28 @@ class PackedRows:
         return (owner[:, :, None] == owner[:, None, :])[:, None]
 
     @cached_property
-    def block_mask(self) -> BlockMask:
-        """The same for FlexAttention, for `padded_rows` rows."""
+    def block_masks(self) -> tuple[BlockMask, ...]:
+        """The same for FlexAttention, one for each block of rows."""
         from torch.nn.attention.flex_attention import create_block_mask
 
         r, s = self.segment_of_slot.shape
-        owner = _owners(F.pad(self.segment_of_slot, (0, 0, 0, self.padded_rows - r), value=-1))
+        owners = _owners(F.pad(self.segment_of_slot, (0, 0, 0, self.padded_rows - r), value=-1))
 
-        def same_segment(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            return owner[b, q] == owner[b, kv]
+        def mask(owner: Tensor) -> BlockMask:
+            def same_segment(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+                return owner[b, q] == owner[b, kv]
 
-        return create_block_mask(
-            same_segment,
-            B=self.padded_rows,
-            H=None,
-            Q_LEN=s,
-            KV_LEN=s,
-            device=str(owner.device),
-            BLOCK_SIZE=_FLEX_BLOCK,
-        )
+            return create_block_mask(
+                same_segment,
+                B=_FLEX_ROWS,
+                H=None,
+                Q_LEN=s,
+                KV_LEN=s,
+                device=str(owner.device),
+                BLOCK_SIZE=_FLEX_BLOCK,
+            )
+
+        return tuple(mask(owner) for owner in owners.split(_FLEX_ROWS))
 
 
 def _owners(segment_of_slot: Tensor) -> Tensor:
@@ -302,12 +307,12 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, packing: PackedRows) -> Tensor
 def attend_flex(q: Tensor, k: Tensor, v: Tensor, packing: PackedRows) -> Tensor:
     """Scaled dot-product attention inside each segment by FlexAttention (Dong et al., arXiv:2412.05496).
 
-    Blocks of 128 by 128 slots without a common segment are left out. On CUDA the kernel is compiled at the first
-    call, and again for each new power of two of packed rows. On a CPU it runs uncompiled, and forward only: torch 2.14
-    has no backward for it there, and refuses inputs that need a gradient.
+    Blocks of 128 by 128 slots without a common segment are left out. Rows go through in blocks of 64, so that the
+    kernel, which is compiled at the first call on CUDA, has one shape whatever the batch. On a CPU it runs uncompiled,
+    and forward only: torch 2.14 has no backward for it there, and refuses inputs that need a gradient.
 
     Args:
-        q: queries (N, H, E) of H heads, all three of one dtype; the CUDA kernel wants E of at least 16.
+        q: queries (N, H, E) of H heads, all three of one dtype.
         k: keys (N, H, E).
         v: values (N, H, E).
         packing: of the same segments.
@@ -316,8 +321,14 @@ def attend_flex(q: Tensor, k: Tensor, v: Tensor, packing: PackedRows) -> Tensor:
         (N, H, E).
     """
     attend = _flex_attention(compiled=q.is_cuda)
-    qs, ks, vs = (packing.fold(x, packing.padded_rows) for x in (q, k, v))
-    return packing.unfold(attend(qs, ks, vs, block_mask=packing.block_mask))
+    width = q.shape[-1]
+    # Further dimensions of zeros change no score.
+    wide = (F.pad(x, (0, max(0, _FLEX_HEAD - width))) for x in (q, k, v))
+    blocks = zip(*(packing.fold(x, packing.padded_rows).split(_FLEX_ROWS) for x in wide), strict=True)
+    mixed = [
+        attend(*qkv, block_mask=mask, scale=width**-0.5) for qkv, mask in zip(blocks, packing.block_masks, strict=True)
+    ]
+    return packing.unfold(torch.cat(mixed))[..., :width]
 
 
 @cache

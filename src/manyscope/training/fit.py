@@ -283,7 +283,14 @@ class _StepBatches(Dataset[Any]):
         self._data, self._schedule, self._rank, self._world = data, schedule, rank, world
 
     def __getitem__(self, step: int) -> Any:
-        return self._data.train_batch(self._schedule.batch(step)[self._rank :: self._world])
+        rows = self._schedule.batch(step)
+        if len(rows) < self._world:
+            raise ManyscopeError(
+                f"step {step} has {len(rows)} samples for {self._world} processes",
+                place="train.batch_size",
+                remedy="raise it, or train on fewer processes",
+            )
+        return self._data.train_batch(rows[self._rank :: self._world])
 
 
 class _RoundSampler(Sampler[int]):
@@ -318,7 +325,8 @@ class _ValidationBatches(IterableDataset[Any]):
         self._data, self._batch_size, self._rank, self._world = data, batch_size, rank, world
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._data.validation_batches(self._batch_size))
+        # As many samples at once as in a step: the batch size is that of all processes together.
+        batches = iter(self._data.validation_batches(-(-self._batch_size // self._world)))
         while dealt := list(itertools.islice(batches, self._world)):
             mine = dealt[self._rank] if self._rank < len(dealt) else dealt[0]
             yield mine, _size(mine) if self._rank < len(dealt) else 0

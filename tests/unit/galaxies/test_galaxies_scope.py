@@ -52,6 +52,11 @@ def test_problems_are_found_before_anything_runs() -> None:
     assert "did you mean 'invariant'" in problems[0]
 
 
+def test_an_experiment_without_its_test_samples_cannot_be_judged() -> None:
+    settings = GalaxiesSettings(scope="galaxies", infer={"splits": ["train", "validation"]})
+    assert [p.split(":")[0] for p in Galaxies().problems(settings)] == ["infer.splits"]
+
+
 def test_every_stage_reads_only_its_sections(tiny: GalaxiesSettings, raw: Path, prepared: Path, tmp_path: Path) -> None:
     from manyscope.tables.manifest import read_manifest
 

@@ -266,9 +266,8 @@ TRUTH = [
 def test_rules_of_icecube_pulses(tmp_path: Path, edit: Callable[[pl.DataFrame], pl.DataFrame], message: str) -> None:
     pulses, truth = icecube(tmp_path / "own")
     edit(pl.read_parquet(pulses)).write_parquet(pulses)
-    (file,) = files(tmp_path, entry("osc", "icecube", pulses, truth))
     with pytest.raises(DataError, match=r"files/osc/pulses\.parquet" + message) as error:
-        file.read()
+        [file.read() for file in files(tmp_path, entry("osc", "icecube", pulses, truth))]
     assert "\n" not in str(error.value)
 
 
@@ -359,3 +358,17 @@ def test_prometheus_events_load(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         np.diff(file.detector.position_m[events.sensor_id], axis=0), np.diff(lit, axis=0), atol=1e-9
     )
+
+
+def test_modules_of_an_icecube_file_stand_where_it_says(tmp_path: Path) -> None:
+    pulses, truth = icecube(tmp_path / "own")
+    moved = pl.read_parquet(pulses).with_columns(pl.col("dom_x") + 2.5)
+    moved.write_parquet(pulses)
+    (file,) = files(tmp_path, entry("osc", "icecube", pulses, truth))
+    events = file.read()
+    seen = np.unique(events.sensor_id)
+    table = moved.select((60 * (pl.col("string") - 1) + pl.col("dom_number") - 1).cast(pl.Int64).alias("id"), "dom_x")
+    expected = dict(table.iter_rows())
+    np.testing.assert_allclose(file.detector.position_m[seen, 0], [expected[int(i)] for i in seen])
+    others = np.setdiff1d(np.arange(5160), seen)
+    np.testing.assert_array_equal(file.detector.position_m[others], built_in_detector().position_m[others])

@@ -136,6 +136,16 @@ def test_what_is_cut_is_counted(prepared_events: Path, caplog: pytest.LogCapture
     assert f"and {len(batch['pulses'])} of {len(shard.pulses)} pulses" in caplog.text
 
 
+def test_what_the_flat_form_cuts_is_counted(prepared_events: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = EventData(prepared_events, InputSettings(isolated="all", max_doms=5160), forms.Form("flat", 2))
+    logging.getLogger("manyscope").propagate = True
+    with caplog.at_level(logging.INFO, logger="manyscope"):
+        data.log_cuts()
+    batch = data.batch(np.arange(len(data.samples)))
+    shown = int(batch["flat"][..., 7::4].sum())  # the ones that say "there is a pulse"
+    assert f"and {shown} of {len(data.shards[0].pulses)} pulses (at most 2 of a module)" in caplog.text
+
+
 @pytest.mark.parametrize("pulses", [1, 3, 8])
 def test_the_flat_form_is_what_a_loop_builds(prepared_events: Path, pulses: int) -> None:
     data = EventData(prepared_events, InputSettings(max_doms=12), forms.Form("flat", pulses))

@@ -73,7 +73,7 @@ def test_every_parameter_is_trained_and_losses_fall(prepared_events: Path, args:
 
 
 def test_the_forms_of_attention_agree(prepared_events: Path) -> None:
-    """Length buckets, the dense mask over packed rows, and FlexAttention with its block mask."""
+    """Length buckets, and the dense mask over packed rows; FlexAttention is compared in the tests of `nn.ragged`."""
     model = small(t1="attention")
     rows = np.arange(50)
     ragged = EventData(prepared_events, InputSettings(), forms.RAGGED).batch(rows)
@@ -82,6 +82,38 @@ def test_the_forms_of_attention_agree(prepared_events: Path) -> None:
     with torch.no_grad():
         buckets, dense = model(ragged)[0], model(packed)[0]
     np.testing.assert_allclose(buckets, dense, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize(
+    "args", [{"t1": "attention"}, {"t1": "attention", "bias": "interval"}, {"t1": "flat"}], ids=str
+)
+def test_a_gpu_trains_and_predicts_as_the_cpu_does(prepared_events: Path, args: dict[str, Any]) -> None:
+    from manyscope.training.predict import to_device
+
+    torch.manual_seed(0)
+    model = Transformer(**args).eval()
+    ragged = EventData(
+        prepared_events, InputSettings(), forms.RAGGED if args["t1"] == "attention" else forms.Form("flat", 16)
+    )
+    rows = np.arange(50)
+    with torch.no_grad():
+        expected = model(ragged.batch(rows))[0]
+    on_gpu = EventData(prepared_events, InputSettings(), Transformer.input_form(**args))
+    model.cuda()
+    batch = to_device(on_gpu.batch(rows), "cuda")
+    with torch.no_grad():
+        np.testing.assert_allclose(model(batch)[0].cpu(), expected, atol=1e-3)
+    model.train()
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = model.losses(batch)["loss"]
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_too_many_pulses_for_a_packed_row_are_refused_at_once(prepared_events: Path) -> None:
+    with pytest.raises(SettingsError, match=r"model\.input\.max_pulses: 600"):
+        EventData(prepared_events, InputSettings(max_pulses=600), forms.Form("packed", 512))
 
 
 def test_more_than_one_shape_of_batch_is_asked_for() -> None:

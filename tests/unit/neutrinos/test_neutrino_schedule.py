@@ -35,8 +35,7 @@ def test_no_batch_is_too_large(lengths: np.ndarray, batch: int, budget: int) -> 
     assert cuts[-1] == len(lengths)
     for first, last in itertools.pairwise(cuts):
         n = last - first
-        assert n > 0
-        assert n <= max(batch, 2 * FEWEST)
+        assert 0 < n <= batch
         assert n * sorted_lengths[last - 1] <= budget or n < 2 * FEWEST
 
 

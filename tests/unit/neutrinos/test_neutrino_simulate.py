@@ -510,3 +510,16 @@ def test_own_geometry_and_ice_are_simulated_and_read_back(tmp_path: Path, drawn:
     assert len(Simulated().files(ice_alone, raw, pl.DataFrame())[0].detector) == 5160
     with pytest.raises(DataError, match=r"nowhere\.csv"):
         list(Simulated().download(download_settings(20, geometry_file=str(tmp_path / "nowhere.csv")), raw))
+
+
+def test_a_geometry_of_other_strings_is_refused(tmp_path: Path) -> None:
+    built = built_in_detector()
+    shorter = Detector(np.delete(built.position_m, 29, axis=0), built.ice)  # the first string has 59 modules
+    write_geometry(tmp_path / "geometry.csv", shorter)
+    download = NeutrinosDownload(simulated=SimulatedSettings(events=10, geometry_file=str(tmp_path / "geometry.csv")))
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    with pytest.raises(DataError, match=r"geometry\.csv:60: module 58 and the next one do not make strings of 60"):
+        list(Simulated().download(download, raw))
+    write_geometry(tmp_path / "geometry.csv", built)
+    assert len(list(Simulated().download(download, raw))) > 3

@@ -79,10 +79,9 @@ class Neutrinos(Scope[NeutrinosSettings]):
     def fit(self, settings: NeutrinosSettings, prepared: Path, run: TrainingRun) -> None:
         from manyscope.scopes.neutrinos.model import calibrate
 
-        data = self.data(settings, prepared)
-        data.log_cuts()
+        self.data(settings, prepared).log_cuts()  # and let go, since tables of 100 million events are large
         super().fit(settings, prepared, run)
-        calibrate(settings, data, run)
+        calibrate(settings, self.data(settings, prepared), run)
 
     def predict_batch(self, settings: NeutrinosSettings, model: nn.Module, batch: dict[str, Any]) -> Objects:
         from manyscope.scopes.neutrinos.model import describe

@@ -602,7 +602,18 @@ def _detector(settings: SimulatedSettings) -> Detector:
     ice = None if settings.ice_file is None else absolute(settings.ice_file)
     if settings.geometry_file is None:
         return built_in_detector(ice)
-    return read_detector(absolute(settings.geometry_file), ice)
+    path = absolute(settings.geometry_file)
+    detector = read_detector(path, ice)
+    has_next = detector.beside[:, 2] >= 0
+    expected = np.arange(len(detector)) % MODULES_PER_STRING < MODULES_PER_STRING - 1
+    wrong = np.flatnonzero(has_next != expected)
+    if len(wrong):  # the rule of coincidence counts modules along a string
+        raise DataError(
+            f"module {wrong[0]} and the next one do not make strings of {MODULES_PER_STRING} modules",
+            place=f"{path}:{wrong[0] + 2}",
+            allowed=f"{MODULES_PER_STRING} modules on one string, the next {MODULES_PER_STRING} on another, …",
+        )
+    return detector
 
 
 def _event_ids(seed: int, number: int, size: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Pairs of tables in the layout of GraphNeT: one row for each pulse, one row of truth for each event.
 
-Layout `icecube`: official IceCube events. Modules are named by string (1 to 86) and dom_number (1 to 60), `hlc` is the
-opposite of `auxiliary`, and the angles of the truth say where the particle came from.
+Layout `icecube`: official IceCube events. Modules are named by string (1 to 86) and dom_number (1 to 60) and stand
+where the file says, `hlc` is the opposite of `auxiliary`, and the angles of the truth say where the particle came from.
 
 Layout `prometheus`: photons in any detector that the simulator Prometheus was given; no charge, no noise, no trigger.
 - The detector is made of the modules that saw light in the file, numbered by (x, y, z). Its coordinates are Prometheus'
   own, whose origin is no detector's centre, so positions are taken relative to the mean position of these modules.
+- A module that saw no light in the whole file is not known; the one "beside" another may be further along the string.
 - IceCube's table of the ice by depth does not apply there; every module gets the table's mean lengths.
 - The zero of time is the interaction, so each event is shifted to have its first pulse at 10,000 ns, near where a
   trigger would put it. Every photon is a pulse of charge 1 with `auxiliary` False.
@@ -129,13 +130,12 @@ def file_problems(settings: NeutrinosDownload) -> Iterator[str]:
 
 
 def _event_files(settings: NeutrinosDownload, raw: Path, as_extra: bool) -> list[EventFile]:
-    icecube = built_in_detector()  # one object for all files that share it
     files = []
     for entry in settings.files:
         folder = raw / "files" / entry.name
         pulses, truth = folder / "pulses.parquet", None if entry.truth is None else folder / "truth.parquet"
         if entry.layout == "icecube":
-            detector, read = icecube, partial(_read_icecube, entry.name, pulses, truth, icecube)
+            detector, read = _icecube_detector(pulses), partial(_read_icecube, entry.name, pulses, truth)
         else:
             detector, read = _prometheus_detector(pulses), partial(_read_prometheus, entry.name, pulses)
         labelled = truth is not None and not as_extra
@@ -143,14 +143,22 @@ def _event_files(settings: NeutrinosDownload, raw: Path, as_extra: bool) -> list
     return files
 
 
-def _read_icecube(name: str, path: Path, truth_path: Path | None, detector: Detector) -> Events:
+def _icecube_detector(path: Path) -> Detector:
+    """IceCube by rule, but for the modules of the file, which stand where it says."""
+    sensor_id, position = _icecube_modules(path)
+    by_rule = built_in_detector()
+    placed = by_rule.position_m.copy()
+    placed[sensor_id] = position
+    return Detector(placed, by_rule.ice)
+
+
+def _icecube_modules(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Module, (pulses,) int64, and its position in m, (pulses, 3) float64, of each pulse."""
     read_schema(path, _ICECUBE)
     string = _whole_numbers(path, "string", STRINGS)
     sensor_id = MODULES_PER_STRING * (string - 1) + _whole_numbers(path, "dom_number", MODULES_PER_STRING) - 1
-    axes = ("dom_x", "dom_y", "dom_z")
-    distance = np.sqrt(
-        sum((_finite(path, axis) - detector.position_m[sensor_id, k]) ** 2 for k, axis in enumerate(axes))
-    )
+    position = np.column_stack([_finite(path, axis) for axis in ("dom_x", "dom_y", "dom_z")])
+    distance = np.linalg.norm(position - built_in_detector().position_m[sensor_id], axis=1)
     refuse(
         distance > _TOLERANCE_M,
         path,
@@ -160,6 +168,11 @@ def _read_icecube(name: str, path: Path, truth_path: Path | None, detector: Dete
         ),
         f"positions in IceCube's coordinates, within {_TOLERANCE_M:.0f} m",
     )
+    return sensor_id, position
+
+
+def _read_icecube(name: str, path: Path, truth_path: Path | None) -> Events:
+    sensor_id, _ = _icecube_modules(path)
     hlc = read_column(path, "hlc")
     refuse_value((hlc != 0) & (hlc != 1), path, "hlc", hlc, "0 or 1")
     charge = check_charge(read_column(path, "charge"), path)

@@ -18,8 +18,8 @@ class Form:
     """What a batch holds besides its ragged arrays.
 
     Attributes:
-        kind: `ragged`: nothing. `flat`: `flat` (B, length, 4 + 4 K) float32 and `mask` (B, length) bool, see
-            `flat_rows`. `packed`: `place` (P,) int64 and `segment_of_slot` (R, S) int64, see `nn.ragged.PackedRows`.
+        kind: `ragged`: nothing. `flat`: `flat`, `mask` and `token`, see the function `flat`. `packed`: `place` (P,)
+            int64 and `segment_of_slot` (R, S) int64, see `nn.ragged.PackedRows`.
         size: K of `flat`, S of `packed`.
     """
 
@@ -47,7 +47,8 @@ def flat(arrays: Arrays, pulses: int, length: int) -> Arrays:
         length: modules of an event, at least as many as the longest has.
 
     Returns:
-        `flat` (B, length, 4 + 4 K) float32 and `mask` (B, length) bool, true for a module.
+        `flat` (B, length, 4 + 4 K) float32; `mask` (B, length) bool, true for a module; and `token` (D,) int64, where
+        each module is in `flat` when its first two dimensions are one.
     """
     counts, of_module = arrays["module_counts"], arrays["pulse_counts"]
     batch = len(counts)
@@ -63,4 +64,4 @@ def flat(arrays: Arrays, pulses: int, length: int) -> Arrays:
     rows = np.ones((len(within), _CHANNELS + 1), np.float32)
     rows[:, :_CHANNELS] = arrays["pulses"][np.repeat(starts, kept) + within]
     out[np.repeat(place, kept), 1 + within] = rows
-    return {"flat": out.reshape(batch, length, -1), "mask": mask}
+    return {"flat": out.reshape(batch, length, -1), "mask": mask, "token": place}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from manyscope.data.prepared import PreparedSamples
-from manyscope.errors import DataError
+from manyscope.errors import DataError, SettingsError
 from manyscope.log import logger
 from manyscope.scopes.neutrinos.data import forms
 from manyscope.scopes.neutrinos.data.prepare import META, SENSORS, SHARDS
@@ -49,6 +49,7 @@ class EventData(PreparedSamples):
 
     Raises:
         DataError: a prepared file is missing, broken, or of another number of samples than samples.parquet.
+        SettingsError: a module has more pulses than the form takes.
     """
 
     def __init__(self, prepared: Path, settings: InputSettings, form: forms.Form = forms.RAGGED) -> None:
@@ -58,6 +59,11 @@ class EventData(PreparedSamples):
         self.shards = [Shard.open(prepared / SHARDS / f"{i:05d}") for i in range(len(sizes))]
         self.sensors = np.array(map_array(prepared / SENSORS))
         self._starts = np.cumsum([0, *map(len, self.shards)])
+        if form.kind == "packed" and settings.max_pulses > form.size:
+            raise SettingsError(
+                f"model.input.max_pulses: {settings.max_pulses} pulses of a module do not fit into a packed row of"
+                f" {form.size}; allowed: {form.size} or fewer"
+            )
         if self._starts[-1] != len(self.samples):
             raise DataError(
                 f"{self._starts[-1]} events for {len(self.samples)} samples",
@@ -84,6 +90,7 @@ class EventData(PreparedSamples):
         """Say what the settings keep from the network, over the first million events or so: nothing is left out in
         silence."""
         events = modules = shown = long = pulses = kept = 0
+        most = min(self.settings.max_pulses, self.form.size if self.form.kind == "flat" else self.settings.max_pulses)
         for shard in self.shards:
             seen = self._shown(shard, slice(None))
             counts = np.diff(shard.pulse_offsets)
@@ -91,13 +98,14 @@ class EventData(PreparedSamples):
             events, modules, shown = events + len(shard), modules + len(counts), shown + len(of_seen)
             long += int((self._wanted(shard, slice(None)) > seen).sum())
             pulses += int(counts.sum())
-            kept += int(np.minimum(of_seen, self.settings.max_pulses).sum())
+            kept += int(np.minimum(of_seen, most).sum())
             if events >= _COUNTED_EVENTS:
                 break
         s = self.settings
         logger.info(
             "of %d events the network sees %d of %d modules (isolated: %s; max_doms %d cuts %d events) and %d of %d"
-            " pulses (max_pulses %d)", events, shown, modules, s.isolated, s.max_doms, long, kept, pulses, s.max_pulses,
+            " pulses (at most %d of a module)",
+            events, shown, modules, s.isolated, s.max_doms, long, kept, pulses, most,
         )  # fmt: skip
 
     def train_schedule(self, batch_size: int, seed: int) -> LengthSchedule:
@@ -120,6 +128,10 @@ class EventData(PreparedSamples):
             DataError: an id is unknown.
         """
         return PredictBatches(self, self.rows_of(sample_ids), batch_size)
+
+    def predict_rows(self, rows: np.ndarray, batch_size: int) -> PredictBatches:
+        """The samples at these positions."""
+        return PredictBatches(self, rows, batch_size)
 
     # ------------------------------------------------------------------------------------------------ batches
     def batch(self, rows: np.ndarray, length: int | None = None, real: int | None = None) -> Batch:
@@ -175,8 +187,8 @@ def _beside(shard: Shard, modules: np.ndarray) -> np.ndarray:
 
 
 class PredictBatches:
-    """Batches whose shapes depend on the length of their events alone, not on what else is predicted: the last digit
-    of a matrix product may depend on the number of rows, and a shard must not change any digit.
+    """Batches whose padded shapes depend on the length of their events alone, not on what else is predicted: the last
+    digit of a matrix product may depend on the number of rows, and a shard shall not change any digit.
 
     Events are padded to the next multiple of eight modules. All batches of a length have the same number of events;
     the last one repeats its first event beyond its ids.

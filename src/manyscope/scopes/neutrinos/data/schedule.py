@@ -20,7 +20,7 @@ class LengthSchedule:
         files: number of the file of each event, (events,) int; events of a file are next to each other.
         batch_size: most events in a batch.
         budget: most tokens in a batch, padding included; a batch of the longest events may exceed it so that it
-            holds `FEWEST` of them.
+            holds `FEWEST` of them, or a few more at the end.
         seed: of the order, and of what files share a window.
         window: events in a window; a training that reads from disk has locality, one from memory has none to lose.
     """
@@ -89,8 +89,8 @@ def cut(lengths: np.ndarray, batch_size: int, budget: int) -> np.ndarray:
     Args:
         lengths: (events,) int, ascending.
 
-    Every batch holds `FEWEST` events or more, if there are so many, and else at most `batch_size` events and at most
-    `budget` tokens when padded to the longest.
+    A batch holds at most `batch_size` events, and at most `budget` tokens when padded to the longest, but `FEWEST`
+    events or more whatever that takes (half of `batch_size` where this is less than twice `FEWEST`).
     """
     cuts = [0]
     while cuts[-1] < len(lengths):
@@ -99,8 +99,8 @@ def cut(lengths: np.ndarray, batch_size: int, budget: int) -> np.ndarray:
         padded = lengths[first : first + most] * np.arange(1, most + 1)  # ascending
         fitting = int(np.searchsorted(padded, budget, "right"))
         cuts.append(first + min(most, max(fitting, FEWEST)))
-    if len(cuts) > 2 and cuts[-1] - cuts[-2] < min(FEWEST, batch_size):
-        # Share the last two batches evenly, rather than leave a few of the longest events on their own.
-        cuts[-2] = (cuts[-3] + cuts[-1]) // 2 if cuts[-1] - cuts[-3] >= 2 * FEWEST else cuts[-1]
-        cuts = sorted(set(cuts))
+    if len(cuts) > 2 and cuts[-1] - cuts[-2] < FEWEST:
+        # Rather than leave a few of the longest events on their own, join the last two batches or share them evenly.
+        total = cuts[-1] - cuts[-3]
+        cuts[-2:-1] = [] if total <= batch_size and total < 2 * FEWEST else [(cuts[-3] + cuts[-1]) // 2]
     return np.array(cuts, np.int64)

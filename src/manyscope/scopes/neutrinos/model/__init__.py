@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from manyscope.errors import DataError, SettingsError
+from manyscope.log import logger
 from manyscope.registry import Registry
 from manyscope.scopes.neutrinos.data.forms import RAGGED, Form
 from manyscope.tables.predictions import Objects
@@ -65,6 +66,7 @@ def calibrate(settings: NeutrinosSettings, data: EventData, run: TrainingRun) ->
     import torch
 
     from manyscope.nn.directional import angular_distance
+    from manyscope.scopes.neutrinos.model.calibration import FEWEST
     from manyscope.training.checkpoints import load_weights
     from manyscope.training.launch import is_first_process
     from manyscope.training.predict import on_device
@@ -73,8 +75,12 @@ def calibrate(settings: NeutrinosSettings, data: EventData, run: TrainingRun) ->
     calibration = getattr(model, "calibration", None)
     if calibration is None or not is_first_process():
         return
+    rows = data.rows("validation")
+    if len(rows) < FEWEST:
+        logger.warning("kappa stays as it is: %d validation events are too few to calibrate it", len(rows))
+        return
     load_weights(run.best, model, run.scope, run.model)
-    batches = data.predict_batches(data.ids(data.rows("validation")), settings.train.batch_size)
+    batches = data.predict_rows(rows, settings.train.batch_size)
 
     def judge(batch: dict[str, Any]) -> np.ndarray:
         real = len(batch["sample_id"])

@@ -11,7 +11,8 @@ from manyscope.nn.directional import kappa_of_cone
 
 SHARE = 0.68  # of the events that a cone shall hold
 _KNOTS = 16
-_FEWEST = 10  # events of a knot
+_EVENTS_OF_KNOT = 10
+FEWEST = 2 * _EVENTS_OF_KNOT  # events in all
 
 
 class Calibration(nn.Module):
@@ -50,13 +51,13 @@ class Calibration(nn.Module):
         """
         from sklearn.isotonic import isotonic_regression
 
-        if len(kappa) < _FEWEST * 2:
+        if len(kappa) < FEWEST:
             raise DataError(
                 f"{len(kappa)} validation events cannot calibrate kappa",
-                allowed=f"{_FEWEST * 2} or more",
+                allowed=f"{FEWEST} or more",
                 remedy="raise preprocess.validation_fraction",
             )
-        parts = np.array_split(np.argsort(kappa, kind="stable"), min(_KNOTS, len(kappa) // _FEWEST))
+        parts = np.array_split(np.argsort(kappa, kind="stable"), min(_KNOTS, len(kappa) // _EVENTS_OF_KNOT))
         centre = np.array([np.log(np.maximum(kappa[p], 1e-6)).mean() for p in parts])
         cone = np.array([np.quantile(angle[p], SHARE) for p in parts])
         smooth = isotonic_regression(cone, sample_weight=[len(p) for p in parts], increasing=False)

@@ -98,4 +98,4 @@ class Flat(nn.Module):
 
     def forward(self, batch: Batch, event_of_module: Tensor) -> Tensor:
         """(D, width)."""
-        return self.out(batch["flat"][batch["mask"]][:, 4:])
+        return self.out(batch["flat"].flatten(0, 1).index_select(0, batch["token"])[:, 4:])

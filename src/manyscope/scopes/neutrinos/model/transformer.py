@@ -96,32 +96,37 @@ class Transformer(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A vector to where the particle came from, as long as it is sure, (n, 3), and latent vectors (n, width)."""
+        device = batch["origin"].device.type
         counts = batch["module_counts"]
         event = segment_ids(counts, len(batch["modules"]))
         position = (batch["sensors"][:, :3] - batch["origin"][event, :3]) / 100
-        tokens = self.module_in(torch.cat([self._module_features(batch), position], dim=1))
-        if self.t1 is not None:
-            tokens = tokens + self.t1(batch, event)
+        # What is measured goes in, and what is answered comes out, in full precision: eight bits blur nanoseconds and
+        # metres. T2 is where the time goes.
+        with torch.autocast(device, enabled=False):
+            tokens = self.module_in(torch.cat([self._module_features(batch), position], dim=1))
+            if self.t1 is not None:
+                tokens = tokens + self.t1(batch, event)
+            summary = self.event_in(self._event_features(batch, event))
         x, mask = to_padded(tokens, counts, batch["length"])
         places, _ = to_padded(position, counts, batch["length"])
-        x = torch.cat([self.event_in(self._event_features(batch, event))[:, None], x], dim=1)
+        x = torch.cat([summary[:, None], x], dim=1)
         bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -1e4)
         bias = F.pad(bias, (1, 0))[:, None, None]
         if self.interval is not None:
             first, _ = to_padded(batch["modules"][:, :1], counts, batch["length"])
-            bias = bias + self._interval_bias(places, first[..., 0] * (_ICE_SPEED_M_NS / 100)).to(x.dtype)
+            bias = bias + self._interval_bias(places, first[..., 0] * (_ICE_SPEED_M_NS / 100))
         for layer in self.layers:
             x = layer(x, bias)
-        x = self.norm(x)
-        summary, tokens = x[:, 0], x[:, 1:]
-        n = counts[:, None].to(x.dtype)
-        weights = self.weights(tokens) * mask[..., None]
-        # Weighted sums of positions turn with the event, so that the network need not learn to turn them.
-        vectors = weights.transpose(1, 2) @ places.to(x.dtype) / n[..., None].sqrt()
-        mean = (tokens * mask[..., None]).sum(1) / n
-        out = self.head(torch.cat([summary, mean, vectors.flatten(1)], dim=1))
-        direction = out[:, :3] + (torch.tanh(out[:, 3:, None]) * vectors).sum(1)
-        return direction.float(), summary
+        with torch.autocast(device, enabled=False):
+            x = self.norm(x.float())
+            summary, tokens = x[:, 0], x[:, 1:]
+            n = counts[:, None].float()
+            weights = self.weights(tokens) * mask[..., None]
+            # Weighted sums of positions turn with the event, so that the network need not learn to turn them.
+            vectors = weights.transpose(1, 2) @ places / n[..., None].sqrt()
+            mean = (tokens * mask[..., None]).sum(1) / n
+            out = self.head(torch.cat([summary, mean, vectors.flatten(1)], dim=1))
+            return out[:, :3] + (torch.tanh(out[:, 3:, None]) * vectors).sum(1), summary
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Means over the events: "loss" and its parts; in eval mode the late loss, without augmentation."""
