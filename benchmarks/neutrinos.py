@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +82,8 @@ def _loading(prepared: Path) -> list[Row]:
     batches = [order[i : i + _BATCH] for i in range(0, 40 * _BATCH, _BATCH)]
     events = len(batches) * _BATCH
     flat = EventData(prepared, everything, forms.Form("flat", _PULSES))
-    ragged = EventData(prepared, replace_input(everything, max_doms=5160, max_pulses=100_000))
+    uncut = everything.model_copy(update={"max_doms": 5160, "max_pulses": 100_000})
+    ragged, beside = EventData(prepared, uncut), EventData(prepared, uncut, forms.Form("ragged", beside=True))
     loop = _Loop(flat)
     _same_tensors(flat, loop, batches[0])
     taken = side_by_side(
@@ -91,16 +91,14 @@ def _loading(prepared: Path) -> list[Row]:
         flat=lambda: _seconds(lambda: [flat.batch(rows, _MODULES) for rows in batches]),
         loop=lambda: _seconds(lambda: [loop.batch(rows) for rows in batches]),
         ragged=lambda: _seconds(lambda: [ragged.batch(rows) for rows in batches]),
+        beside=lambda: _seconds(lambda: [beside.batch(rows) for rows in batches]),
     )
     cost = {name: seconds / events * 1e6 for name, seconds in taken.items()}
     return [
         Row(f"flat batches, K = {_PULSES}", cost["flat"], cost["loop"], _LOOP, _UNIT),
         Row("ragged batches, every module and pulse", cost["ragged"], None, None, _UNIT),
+        Row("ragged batches, the modules beside each too", cost["beside"], None, None, _UNIT),
     ]
-
-
-def replace_input(settings: InputSettings, **changes: Any) -> InputSettings:
-    return settings.model_copy(update=changes)
 
 
 class _Loop:
@@ -147,7 +145,7 @@ def _same_tensors(data: EventData, loop: _Loop, rows: np.ndarray) -> None:
 # --------------------------------------------------------------------------------------------------- training
 def _training(prepared: Path) -> list[Row]:
     everything = InputSettings(max_doms=_MODULES, isolated="all", token_budget=_BATCH * _MODULES)
-    data = EventData(prepared, everything)
+    data = EventData(prepared, everything, Transformer.input_form())
     by_length = data.train_schedule(_BATCH, 0)
     count = 16
     rng = np.random.default_rng(0)
@@ -172,7 +170,7 @@ def _training(prepared: Path) -> list[Row]:
         for batch in default.predict_batches(ids, _BATCH):
             model(batch)
 
-    default = EventData(prepared, InputSettings())
+    default = EventData(prepared, InputSettings(), Transformer.input_form())
     ids = default.samples["sample_id"].head(4000).to_list()
     usual = default.train_schedule(128, 0)
     usual_rows = [default.train_rows[usual.batch(int(step))] for step in range(30)]

@@ -26,7 +26,7 @@ EVERYTHING = InputSettings(max_doms=5160, max_pulses=200_000, isolated="all")
 
 def test_a_batch_is_what_a_loop_over_its_events_builds(prepared_events: Path) -> None:
     settings = InputSettings(max_doms=9, max_pulses=3, isolated="near")
-    data = EventData(prepared_events, settings)
+    data = EventData(prepared_events, settings, forms.Form("ragged", beside=True))
     shard = data.shards[0]
     rows = np.array([200, 3, 57, 329])
     batch = data.batch(rows)

@@ -76,8 +76,8 @@ def test_the_forms_of_attention_agree(prepared_events: Path) -> None:
     """Length buckets, and the dense mask over packed rows; FlexAttention is compared in the tests of `nn.ragged`."""
     model = small(t1="attention")
     rows = np.arange(50)
-    ragged = EventData(prepared_events, InputSettings(), forms.RAGGED).batch(rows)
-    packed = EventData(prepared_events, InputSettings(), forms.Form("packed", 128)).batch(rows)
+    ragged = EventData(prepared_events, InputSettings(), forms.Form("ragged", beside=True)).batch(rows)
+    packed = EventData(prepared_events, InputSettings(), forms.Form("packed", 128, beside=True)).batch(rows)
     assert ragged["pulse_counts"].max() > 4
     with torch.no_grad():
         buckets, dense = model(ragged)[0], model(packed)[0]
@@ -94,7 +94,9 @@ def test_a_gpu_trains_and_predicts_as_the_cpu_does(prepared_events: Path, args: 
     torch.manual_seed(0)
     model = Transformer(**args).eval()
     ragged = EventData(
-        prepared_events, InputSettings(), forms.RAGGED if args["t1"] == "attention" else forms.Form("flat", 16)
+        prepared_events,
+        InputSettings(),
+        forms.Form("ragged", beside=True) if args["t1"] == "attention" else forms.Form("flat", 16, beside=True),
     )
     rows = np.arange(50)
     with torch.no_grad():
@@ -117,8 +119,8 @@ def test_too_many_pulses_for_a_packed_row_are_refused_at_once(prepared_events: P
 
 
 def test_more_than_one_shape_of_batch_is_asked_for() -> None:
-    assert Transformer.input_form(t1="flat", flat_pulses=7) == forms.Form("flat", 7)
-    assert Transformer.input_form(t1="pool") == forms.RAGGED
+    assert Transformer.input_form(t1="flat", flat_pulses=7) == forms.Form("flat", 7, beside=True)
+    assert Transformer.input_form(t1="pool") == forms.Form("ragged", beside=True)
     assert Transformer.input_form(t1="attention").kind == ("packed" if torch.cuda.is_available() else "ragged")
 
 
@@ -143,7 +145,7 @@ def test_turning_an_event_keeps_its_shape(batch: dict[str, Any], seed: int) -> N
 
 @pytest.fixture(scope="module")
 def batch(prepared_events: Path) -> dict[str, Any]:
-    return EventData(prepared_events, InputSettings()).train_batch(np.arange(30))
+    return EventData(prepared_events, InputSettings(), Transformer.input_form()).train_batch(np.arange(30))
 
 
 def test_the_loss_changes_late_and_validation_always_has_the_late_one(batch: dict[str, Any]) -> None:

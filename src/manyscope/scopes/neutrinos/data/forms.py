@@ -21,10 +21,13 @@ class Form:
         kind: `ragged`: nothing. `flat`: `flat`, `mask` and `token`, see the function `flat`. `packed`: `place` (P,)
             int64 and `segment_of_slot` (R, S) int64, see `nn.ragged.PackedRows`.
         size: K of `flat`, S of `packed`.
+        beside: whether the batch has `beside`, the light of the next modules on the string; it takes as long to gather
+            as all else together.
     """
 
     kind: Literal["ragged", "flat", "packed"]
     size: int = 0
+    beside: bool = False
 
     def add(self, arrays: Arrays, length: int) -> Arrays:
         if self.kind == "flat":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manyscope.nn.directional import DirectionalLoss
 from manyscope.nn.ragged import segment_ids, to_padded
-from manyscope.scopes.neutrinos.data.forms import RAGGED, Form
+from manyscope.scopes.neutrinos.data.forms import Form
 from manyscope.scopes.neutrinos.model import pulses
 from manyscope.scopes.neutrinos.model.calibration import Calibration
 from manyscope.scopes.neutrinos.model.pulses import Batch, signed_log
@@ -90,9 +90,11 @@ class Transformer(nn.Module):
     @classmethod
     def input_form(cls, t1: str = "pool", flat_pulses: int = 16, **others: Any) -> Form:
         if t1 == "flat":
-            return Form("flat", flat_pulses)
+            return Form("flat", flat_pulses, beside=True)
         # On a GPU one block-sparse kernel over packed rows; on a CPU the buckets are faster.
-        return Form("packed", _PACKED_SLOTS) if t1 == "attention" and torch.cuda.is_available() else RAGGED
+        if t1 == "attention" and torch.cuda.is_available():
+            return Form("packed", _PACKED_SLOTS, beside=True)
+        return Form("ragged", beside=True)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A vector to where the particle came from, as long as it is sure, (n, 3), and latent vectors (n, width)."""
