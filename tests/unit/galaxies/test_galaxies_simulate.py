@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 from pydantic import ValidationError
 
 from manyscope.errors import DataError
@@ -25,8 +26,9 @@ SMALL = SimulatedSettings(count=50, stamp_px=32, anomaly_fraction=0.3)
 def test_an_image_depends_on_seed_and_index_alone(indices: list[int], seed: int) -> None:
     together, labels = simulate(seed, np.array(indices), SMALL)
     alone, label = simulate(seed, np.array(indices[-1:]), SMALL)
-    np.testing.assert_array_equal(together[-1:], alone)
-    assert labels[-1].equals(label)
+    # to the last digit or so: with others in the array, vector instructions round some values otherwise
+    np.testing.assert_allclose(together[-1:], alone, rtol=1e-6, atol=1e-6)
+    assert_frame_equal(labels[-1], label, rel_tol=1e-6)
 
 
 def test_another_seed_gives_other_images() -> None:
