@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,14 +89,29 @@ def environment(**more: str | Path) -> dict[str, str]:
     }
 
 
-def cpu_seconds(command: Command, env: Mapping[str, str], log: Path, succeeded: Sequence[int] = (0,)) -> float:
-    """User and system seconds of a command and of all processes that it waited for. What it printed is in `log`.
+@dataclass(frozen=True)
+class Cost:
+    """What a command took, with all processes that it waited for.
+
+    Attributes:
+        cpu_s: user and system seconds.
+        wall_s: seconds on the clock.
+        peak_mb: largest resident memory of one of its processes, in units of 2**20 bytes.
+    """
+
+    cpu_s: float
+    wall_s: float
+    peak_mb: float
+
+
+def cost(command: Command, env: Mapping[str, str], log: Path, succeeded: Sequence[int] = (0,)) -> Cost:
+    """Run a command to its end. What it printed is in `log`.
 
     Raises:
         RuntimeError: another exit status than those that mean success.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [str(word) for word in command]
+    words, start = [str(word) for word in command], time.perf_counter()
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(words, cwd=ROOT, env=dict(env), stdout=out, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(process.pid, 0)
@@ -103,7 +119,13 @@ def cpu_seconds(command: Command, env: Mapping[str, str], log: Path, succeeded: 
     if process.returncode not in succeeded:
         end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
         raise RuntimeError(f"exit status {process.returncode} of {' '.join(words)}\n{end}")
-    return used.ru_utime + used.ru_stime
+    peak = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Cost(used.ru_utime + used.ru_stime, time.perf_counter() - start, peak)
+
+
+def cpu_seconds(command: Command, env: Mapping[str, str], log: Path, succeeded: Sequence[int] = (0,)) -> float:
+    """User and system seconds of a command, as `cost` measures them."""
+    return cost(command, env, log, succeeded).cpu_s
 
 
 def side_by_side(times: int, **sides: Callable[[], float]) -> dict[str, float]:

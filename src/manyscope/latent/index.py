@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -36,7 +37,7 @@ def build(vectors: np.ndarray, ids: Sequence[str], folder: Path, settings: Index
         "space": settings.metric,
         "max_neighbors": settings.max_neighbors,
         "ef_construction": settings.ef_construction,
-        "ef_search": settings.ef_search,
+        "ef_search": _searched(len(ids), settings),
         # Every part reaches the threshold, so that nothing has to be replayed from the log when the index is opened.
         "sync_threshold": max(2, len(ids) // parts),
     }
@@ -45,6 +46,15 @@ def build(vectors: np.ndarray, ids: Sequence[str], folder: Path, settings: Index
             collection.add(ids[rows], vectors[rows])
         if set(collection.ids()) != set(ids):
             raise DataError(f"the index holds {collection.count()} of {len(ids)} objects", place=folder)
+
+
+def _searched(n: int, settings: IndexSettings) -> int:
+    """Candidates of a search among n vectors: as the settings say, but never below √n.
+
+    With a fixed number a search in a growing graph ends more and more often in a cluster beside the right one, and
+    then misses all neighbours at once.
+    """
+    return max(settings.ef_search, math.isqrt(n))
 
 
 def _batches(n: int, parts: int, most: int) -> list[slice]:

@@ -1,8 +1,10 @@
-"""Exact nearest neighbours: blocks of one matrix product each, memory bounded whatever the number of vectors."""
+"""Exact nearest neighbours: blocks of one matrix product each.
+
+Vectors become float64 block by block, so that little more memory is taken than the vectors and the answer have.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ from manyscope.errors import DataError
 Metric = Literal["l2", "cosine", "ip"]
 
 _BLOCK = 2**21  # numbers in the largest array of a block: 16 MiB of float64, about what a cache holds
+_TILE = 2**16  # reference vectors that are looked through at once
 _SPARE = 8  # candidates beyond the k nearest, for what the rough distances may have put in the wrong order
 _ROUNDING = 1e-12  # error of a rough distance, relative to the largest squared norms
 
@@ -54,20 +57,28 @@ def nearest_neighbours(
     if not columns:
         return distances, rows
 
-    base, points, rough, exact = _measure(reference, queries, metric)
-    tolerance = _ROUNDING * max(float((base**2).sum(1).max()), float((points**2).sum(1).max(initial=0.0)))
-    width = min(columns + excludes + _SPARE, len(base))
-    step = max(1, _BLOCK // max(len(base), width * base.shape[1]))
-    for start in range(0, len(points), step):
-        block = points[start : start + step]
-        itself = own[start : start + step, None] if own is not None and excludes else None
-        candidates = _candidates(rough(block), columns + excludes, width, tolerance)
-        near = exact(block, candidates)
-        if itself is not None:
-            near[candidates == itself] = np.inf
-        order = np.lexsort((candidates, near), axis=1)[:, :columns]
-        distances[start : start + step] = np.take_along_axis(near, order, 1)
-        rows[start : start + step] = np.take_along_axis(candidates, order, 1)
+    distances.fill(np.inf)
+    centre = _centre(reference, metric)
+    for first in range(0, len(reference), _TILE):
+        tile = _Tile(reference[first : first + _TILE], centre, metric)
+        wanted = min(columns + excludes, len(tile.base))
+        width = min(wanted + _SPARE, len(tile.base))
+        step = max(1, _BLOCK // max(len(tile.base), width * reference.shape[1]))
+        for start in range(0, len(queries), step):
+            block = slice(start, start + step)
+            points = tile.points(queries[block])
+            candidates = _candidates(tile.rough(points), wanted, width, tile.tolerance(points))
+            near = tile.exact(points, candidates)
+            candidates = candidates + first
+            if own is not None and excludes:
+                near[candidates == own[block, None]] = np.inf
+            if first:
+                near = np.concatenate([distances[block], near], axis=1)
+                candidates = np.concatenate([rows[block], candidates], axis=1)
+            order = np.lexsort((candidates, near), axis=1)[:, :columns]
+            found = order.shape[1]  # less than the columns where the first tile is small
+            distances[block, :found] = np.take_along_axis(near, order, 1)
+            rows[block, :found] = np.take_along_axis(candidates, order, 1)
     return distances, rows
 
 
@@ -78,8 +89,15 @@ def distances_to(reference: np.ndarray, rows: np.ndarray, queries: np.ndarray, *
     Args:
         rows: (queries, columns) int.
     """
-    _, points, _, exact = _measure(reference, queries, metric)
-    return exact(points, rows)
+    centre = _centre(reference, metric)
+    distances = np.empty(rows.shape)
+    step = max(1, _BLOCK // max(1, rows.shape[1] * reference.shape[1]))
+    for start in range(0, len(queries), step):
+        chosen = rows[start : start + step]
+        tile = _Tile(reference[chosen.ravel()], centre, metric)
+        within = np.arange(chosen.size).reshape(chosen.shape)
+        distances[start : start + step] = tile.exact(tile.points(queries[start : start + step]), within)
+    return distances
 
 
 def _check(reference: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray | None) -> None:
@@ -97,40 +115,45 @@ def _check(reference: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray |
             raise DataError(f"a {name} vector is not finite")
 
 
-Rough = Callable[[np.ndarray], np.ndarray]
-Exact = Callable[[np.ndarray, np.ndarray], np.ndarray]
+def _centre(reference: np.ndarray, metric: Metric) -> np.ndarray:
+    """What is subtracted from all vectors, (dimensions,): a far common offset would cost the product its digits."""
+    if metric == "l2" and len(reference):
+        mean: np.ndarray = reference.mean(0, dtype=np.float64)
+        return mean
+    return np.zeros(reference.shape[1])
 
 
-def _measure(reference: np.ndarray, queries: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray, Rough, Exact]:
-    """Reference and queries as float64, brought to where a product measures well, and the two ways to measure."""
-    base, points = reference.astype(np.float64), queries.astype(np.float64)
-    if metric == "l2":
-        centre = base.mean(0)  # a far common offset would cost the product its digits
-        base, points = base - centre, points - centre
-        squares = (base**2).sum(1)
+class _Tile:
+    """Some reference vectors as float64, brought to where a product measures well, and the two ways to measure."""
 
-        def rough(block: np.ndarray) -> np.ndarray:
-            product = block @ base.T
-            product *= -2
-            product += squares
-            return product + (block**2).sum(1)[:, None]
+    def __init__(self, reference: np.ndarray, centre: np.ndarray, metric: Metric) -> None:
+        self.centre, self.metric = centre, metric
+        self.base = self.points(reference)
+        self.squares = (self.base**2).sum(1)
 
-        def exact(block: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-            difference = block[:, None] - base[candidates]
+    def points(self, vectors: np.ndarray) -> np.ndarray:
+        points = vectors.astype(np.float64)
+        if self.metric == "l2":
+            points -= self.centre
+        return _unit(points) if self.metric == "cosine" else points
+
+    def tolerance(self, points: np.ndarray) -> float:
+        return _ROUNDING * max(float(self.squares.max()), float((points**2).sum(1).max(initial=0.0)))
+
+    def rough(self, points: np.ndarray) -> np.ndarray:
+        product = points @ self.base.T
+        if self.metric != "l2":
+            return 1 - product
+        product *= -2
+        product += self.squares
+        return product + (points**2).sum(1)[:, None]
+
+    def exact(self, points: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        if self.metric == "l2":
+            difference = points[:, None] - self.base[candidates]
             return np.einsum("qcd,qcd->qc", difference, difference)
-
-        return base, points, rough, exact
-    if metric == "cosine":
-        base, points = _unit(base), _unit(points)
-
-    def rough_product(block: np.ndarray) -> np.ndarray:
-        return 1 - block @ base.T
-
-    def exact_product(block: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        distance = 1 - np.einsum("qd,qcd->qc", block, base[candidates])
-        return distance if metric == "ip" else np.maximum(distance, 0)
-
-    return base, points, rough_product, exact_product
+        distance = 1 - np.einsum("qd,qcd->qc", points, self.base[candidates])
+        return distance if self.metric == "ip" else np.maximum(distance, 0)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 import numpy as np
 
 from manyscope.errors import DataError
+from manyscope.latent.cells import Cells
 from manyscope.latent.neighbours import nearest_neighbours
+from manyscope.log import progress
 
 # Keeps the density of a point with k duplicates finite; the value of scikit-learn, so that the scores are the same.
 _SMALLEST_REACH = 1e-10
+_PART = 2**16  # queries that are standardised at once
 
 
 def outlier_scores(
-    vectors: np.ndarray, reference: np.ndarray, neighbours: Mapping[str, int], *, standardize: bool = True
-) -> dict[str, np.ndarray]:
+    vectors: np.ndarray, reference: np.ndarray, neighbours: Mapping[str, int], *, standardize: bool = True,
+    exact: int | None = None, seed: int = 0,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Several scores from one search for neighbours.
 
     Args:
@@ -23,6 +27,8 @@ def outlier_scores(
         reference: (n,) bool, the vectors that the others are judged by.
         neighbours: "knn" or "lof" -> number of neighbours.
         standardize: divide each dimension by its standard deviation over the reference.
+        exact: with more reference vectors than so many, neighbours are sought as `manyscope.latent.cells` does.
+        seed: of the cells.
 
     Returns:
         name -> (n,) float64; NaN where an object has no other to be compared with.
@@ -33,7 +39,8 @@ def outlier_scores(
     members = np.flatnonzero(reference)
     own = np.full(len(vectors), -1)
     own[members] = np.arange(len(members))
-    distances, rows = _surroundings(vectors[members], vectors, max(neighbours.values(), default=0), own, standardize)
+    most = max(neighbours.values(), default=0)
+    distances, rows = _surroundings(vectors[members], vectors, most, own, standardize, exact, seed)
     scores = {}
     for name, k in neighbours.items():
         if name == "knn":
@@ -78,19 +85,36 @@ def local_outlier_factor(
 
 
 def _surroundings(
-    reference: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray | None, standardize: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+    reference: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray | None, standardize: bool = True,
+    exact: int | None = None, seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Euclidean distances to the nearest reference vectors and their rows."""
     if not len(reference):
         raise DataError("there is no reference object to judge the others by")
-    reference, queries = reference.astype(np.float64), queries.astype(np.float64)
+    reference = reference.astype(np.float64)
     # Not std() > 0: the mean of equal numbers may be off by a rounding error.
     varies = reference.max(0) > reference.min(0)
-    centre, scale = reference[:, varies].mean(0), reference[:, varies].std(0) if standardize else 1.0
-    squared, rows = nearest_neighbours(
-        (reference[:, varies] - centre) / scale, k, (queries[:, varies] - centre) / scale, own=own
-    )
-    return np.sqrt(squared), rows
+    reference = reference[:, varies]
+    centre, scale = reference.mean(0), reference.std(0) if standardize else 1.0
+    reference -= centre
+    reference /= scale
+    cells = None
+    if exact is not None and len(reference) > exact:
+        reference = reference.astype(np.float32)
+        cells = Cells(reference, "l2", seed)
+    columns = max(0, min(k, len(reference) - (own is not None and bool((own >= 0).any()))))
+    squared, rows = np.empty((len(queries), columns)), np.empty((len(queries), columns), np.int64)
+    # In parts, since float64 copies of all queries would be the largest thing in memory.
+    for start in progress(range(0, len(queries), _PART), "neighbours"):
+        part = slice(start, start + _PART)
+        scaled = (queries[part].astype(np.float64)[:, varies] - centre) / scale
+        itself = None if own is None else own[part]
+        if cells:
+            squared[part], rows[part] = cells.neighbours(columns, scaled.astype(np.float32), own=itself)
+        else:
+            near, who = nearest_neighbours(reference, k, scaled, own=itself)
+            squared[part], rows[part] = near[:, :columns], who[:, :columns]
+    return np.sqrt(squared, out=squared), rows
 
 
 def _mean(distances: np.ndarray) -> np.ndarray:

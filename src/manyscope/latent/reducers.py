@@ -1,9 +1,10 @@
 """Reducers: latent vectors to coordinates on a map, and back from disk as they were.
 
 UMAP is umap-learn's graph and layout around three choices of ours, each because it costs far less and the map is as
-good (`make bench` shows both beside a peer): neighbours are exact, since NN-descent spends most of its time compiling
-itself; the layout starts from principal components instead of a spectral embedding; and it makes 200 passes where
-umap-learn makes 500, but for small sets. Compiled code is kept on disk.
+good (`make bench` shows both beside a peer): neighbours are exact, or nearly so for many objects (`exact_objects`),
+since NN-descent spends most of its time compiling itself; the layout starts from principal components instead of a
+spectral embedding; and it makes 200 passes where umap-learn makes 500, but for small sets. Compiled code is kept on
+disk.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
 from manyscope.errors import DataError, MissingDependencyError
-from manyscope.latent.neighbours import Metric, nearest_neighbours
+from manyscope.latent.cells import Cells
+from manyscope.latent.neighbours import nearest_neighbours
 from manyscope.log import logger
 from manyscope.registry import Registry
 from manyscope.settings.sections import UmapSettings
@@ -58,7 +60,7 @@ class Reducer(Protocol):
         """The fitted reducer: it transforms as it did before it was saved."""
 
 
-def metric_of(settings: UmapSettings) -> Metric:
+def metric_of(settings: UmapSettings) -> Literal["l2", "cosine"]:
     """The distance of the latent space in the words of `manyscope.latent.neighbours`."""
     return "cosine" if settings.metric == "cosine" else "l2"
 
@@ -147,13 +149,17 @@ class Umap(StoredReducer):
 
     arrays = ("vectors", "coordinates")
 
+    def __init__(self, settings: UmapSettings) -> None:
+        super().__init__(settings)
+        self._cells: Cells | None = None
+
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         """
         Raises:
             DataError: no vector, or values that are not finite.
             MissingDependencyError: umap-learn cannot keep its compiled code.
         """
-        self.vectors = self._fit_scale(vectors)
+        self.vectors, self._cells = self._fit_scale(vectors), None
         start = _wide(self.vectors, self.settings.components)
         if len(vectors) < _FEWEST:
             logger.warning("%d objects are too few for UMAP: the map shows principal components", len(vectors))
@@ -182,7 +188,13 @@ class Umap(StoredReducer):
         return min(self.settings.n_neighbors, len(self.vectors))
 
     def _neighbours(self, queries: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
-        distances, rows = nearest_neighbours(self.vectors, k, queries, metric=metric_of(self.settings))
+        metric = metric_of(self.settings)
+        if len(self.vectors) <= self.settings.exact_objects:
+            distances, rows = nearest_neighbours(self.vectors, k, queries, metric=metric)
+        else:
+            if self._cells is None:
+                self._cells = Cells(self.vectors, metric, self.settings.seed)
+            distances, rows = self._cells.neighbours(k, queries)
         if self.settings.metric == "euclidean":
             distances = np.sqrt(distances)
         return distances.astype(np.float32), rows.astype(np.int32)

@@ -8,8 +8,9 @@ import polars as pl
 from manyscope.errors import DataError
 from manyscope.latent.index import open_index
 from manyscope.settings.paths import ExperimentPaths
-from manyscope.tables.predictions import read_predictions
-from manyscope.tables.samples import read_samples
+from manyscope.tables.parquet import read_rows
+from manyscope.tables.predictions import SCHEMA as PREDICTIONS
+from manyscope.tables.samples import SCHEMA as SAMPLES
 
 
 def search(
@@ -46,7 +47,8 @@ def search(
 
 
 def _described(found: pl.DataFrame, paths: ExperimentPaths) -> pl.DataFrame:
-    predictions, samples = _scalars(read_predictions(paths.predictions)), _scalars(read_samples(paths.samples))
+    predictions = read_rows(paths.predictions, "object_id", found["object_id"].to_list(), PREDICTIONS)
+    samples = read_rows(paths.samples, "sample_id", predictions["sample_id"].unique().to_list(), SAMPLES)
     both = set(predictions.columns) & set(samples.columns) - {"sample_id"}
     predictions = predictions.rename({name: f"{name} (predicted)" for name in both - {"object_id"}})
     described = found.join(predictions, on="object_id", how="left", maintain_order="left")
@@ -58,9 +60,3 @@ def _described(found: pl.DataFrame, paths: ExperimentPaths) -> pl.DataFrame:
             remedy="run the stage index again",
         )
     return described.join(samples, on="sample_id", how="left", maintain_order="left", suffix=" (sample)")
-
-
-def _scalars(table: pl.DataFrame) -> pl.DataFrame:
-    return table.select(
-        name for name, dtype in table.schema.items() if not (dtype.is_nested() or dtype in (pl.Binary, pl.Object))
-    )

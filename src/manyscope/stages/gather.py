@@ -37,13 +37,16 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shards: int) -> No
     if not reference.any():
         logger.warning("no training sample has an object: outlier scores compare with all objects")
         reference = np.ones(len(table), bool)
+    most = settings.gather.reference_objects
+    if reference.sum() > most:
+        members = np.random.default_rng(settings.gather.seed).choice(np.flatnonzero(reference), most, replace=False)
+        reference = np.isin(np.arange(len(table)), members)
 
     # A score of the same name that the scope brought stays.
     wanted = {name: k for name, k in settings.gather.neighbours.items() if f"outlier_{name}" not in table.columns}
-    columns = [
-        pl.Series(f"outlier_{name}", score, pl.Float32, nan_to_null=True)
-        for name, score in outlier_scores(vectors, reference, wanted).items()
-    ]
+    section = settings.gather
+    scores = outlier_scores(vectors, reference, wanted, exact=section.exact_objects, seed=section.seed)
+    columns = [pl.Series(f"outlier_{name}", score, pl.Float32, nan_to_null=True) for name, score in scores.items()]
     # Parquet's row groups follow the chunks of the frame, which follow the shards.
     write_table(paths.predictions, table.with_columns(columns).rechunk())
     logger.info("%d objects of %d samples, %d dimensions", len(table), len(ids), vectors.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -28,6 +29,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     """
     table = read_predictions(paths.predictions)
     ids, vectors = table["object_id"].to_list(), embeddings(table)
+    del table  # as large as the vectors
     with whole_folder(paths.index) as folder:
         start = time.perf_counter()
         build(vectors, ids, folder, settings.index)
@@ -73,6 +75,21 @@ def audit(index: VectorIndex, vectors: np.ndarray, ids: list[str], settings: Ind
         "count": index.count,
         "dimension": index.dimension,
         "recall_at_10": round(float(hits.mean()), 6),
+        "recall_at_10_interval": _interval(hits.mean(1)),
         "query_p50_ms": round(float(p50), 3),
         "query_p99_ms": round(float(p99), 3),
     }
+
+
+def _interval(shares: np.ndarray) -> list[float]:
+    """95 % interval of the mean of (queries,) shares in [0, 1].
+
+    Wilson, Probable Inference (1927), with as many trials as would vary as much as the queries do: the neighbours of
+    one query are found or missed together.
+    """
+    n, mean, z = len(shares), float(shares.mean()), 1.96
+    variance = float(shares.var())
+    trials = n * mean * (1 - mean) / variance if variance > 0 else n
+    middle = (mean + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    reach = z * math.sqrt(mean * (1 - mean) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
+    return [round(max(0.0, middle - reach), 6), round(min(1.0, middle + reach), 6)]

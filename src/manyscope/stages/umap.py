@@ -33,7 +33,8 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     """
     section = settings.umap
     table = read_predictions(paths.predictions)
-    vectors = embeddings(table)
+    ids, vectors = table["object_id"], embeddings(table)
+    del table  # as large as the vectors
     reducer: Reducer = REDUCERS.find(section.reducer)(section)
     rows = np.arange(len(vectors))
     if len(rows) > section.fit_objects:
@@ -56,7 +57,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         reducer.save(folder / paths.reducer.name)
         save_figure(figure, folder / paths.map_figure.name)
         write_json(folder / paths.map_quality.name, quality.document())
-        write_table(folder / paths.map.name, pl.DataFrame({"object_id": table["object_id"], **axes}))
+        write_table(folder / paths.map.name, pl.DataFrame({"object_id": ids, **axes}))
     logger.info("map of %d objects, %d of them fitted: %s", len(vectors), len(rows), _words(quality))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -23,8 +24,40 @@ def read_table(path: Path, required: Mapping[str, type[pl.DataType]] | None = No
     Raises:
         DataError: the file is missing or broken, or a column is missing or of another type.
     """
-    try:
+    with _readable(path):
         table = pl.read_parquet(path)
+        _check_columns(path, table.schema, required or {})
+    return table
+
+
+def read_rows(
+    path: Path, column: str, values: Sequence[str], required: Mapping[str, type[pl.DataType]] | None = None
+) -> pl.DataFrame:
+    """The rows that have one of these values in a column, in the order of the table, with the columns of single
+    values: little of a large file is read.
+
+    Raises:
+        DataError: the file is missing or broken, or a column is missing or of another type.
+    """
+    with _readable(path):
+        table = pl.scan_parquet(path)
+        schema = table.collect_schema()
+        _check_columns(path, schema, required or {})
+        single = [name for name, dtype in schema.items() if not (dtype.is_nested() or dtype in (pl.Binary, pl.Object))]
+        return table.filter(pl.col(column).is_in(list(values))).select(single).collect()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The key-value metadata of a Parquet file."""
+    return {k: v for k, v in pl.read_parquet_metadata(path).items() if not k.startswith("ARROW:")}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError("the file is missing", place=path, remedy="run the stage that makes it") from error
     except Exception as error:  # polars raises several unrelated types, and some bare ones, for a broken file
@@ -32,16 +65,12 @@ def read_table(path: Path, required: Mapping[str, type[pl.DataType]] | None = No
         raise DataError(
             f"not a readable Parquet file ({reason})", place=path, remedy="delete it and run the stage that makes it"
         ) from error
-    for name, wanted in (required or {}).items():
-        if name not in table.columns:
-            hint = did_you_mean(name, table.columns) or f"it has {', '.join(table.columns)}"
+
+
+def _check_columns(path: Path, schema: Mapping[str, pl.DataType], required: Mapping[str, type[pl.DataType]]) -> None:
+    for name, wanted in required.items():
+        if name not in schema:
+            hint = did_you_mean(name, list(schema)) or f"it has {', '.join(schema)}"
             raise DataError(f"column {name!r} is missing", place=path, remedy=hint)
-        found = table.schema[name]
-        if not isinstance(found, wanted):
-            raise DataError(f"column {name!r} has type {found}", place=path, allowed=str(wanted))
-    return table
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The key-value metadata of a Parquet file."""
-    return {k: v for k, v in pl.read_parquet_metadata(path).items() if not k.startswith("ARROW:")}
+        if not isinstance(schema[name], wanted):
+            raise DataError(f"column {name!r} has type {schema[name]}", place=path, allowed=str(wanted))

@@ -36,6 +36,13 @@ def test_it_finds_what_exact_search_finds(tmp_path: Path, metric: str, n: int) -
     np.testing.assert_allclose(np.array(distances), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize(("n", "stored"), [(399, 20), (400, 20), (441, 21), (900, 30)])
+def test_a_search_looks_at_more_candidates_in_a_larger_index(tmp_path: Path, n: int, stored: int) -> None:
+    make(tmp_path / "index", n, ef_search=20)
+    with open_index(tmp_path / "index") as index:
+        assert index.configuration["ef_search"] == stored
+
+
 def test_every_setting_is_stored_and_the_public_client_reads_the_store(tmp_path: Path) -> None:
     import chromadb
     from chromadb.config import Settings

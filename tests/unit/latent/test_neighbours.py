@@ -79,6 +79,24 @@ def test_blocks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_array_equal(one, other)
 
 
+@settings(max_examples=40)
+@given(
+    n=st.integers(1, 40), k=st.integers(0, 45), tile=st.integers(1, 45), seed=st.integers(0, 1000),
+    metric=st.sampled_from(["l2", "cosine", "ip"]), grid=st.booleans(), itself=st.booleans(),
+)  # fmt: skip
+def test_tiles_of_the_reference_do_not_change_the_answer(
+    n: int, k: int, tile: int, seed: int, metric: Metric, grid: bool, itself: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = (rng.integers(-2, 3, (n, 3)) if grid else rng.normal(size=(n, 3))).astype(np.float32)
+    queries = None if itself else vectors[::2] + np.float32(1)
+    whole = nearest_neighbours(vectors, k, queries, metric=metric)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "_TILE", tile)
+        for one, other in zip(whole, nearest_neighbours(vectors, k, queries, metric=metric), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("reference", "queries", "k", "words"),
     [

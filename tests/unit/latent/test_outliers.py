@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from sklearn.neighbors import LocalOutlierFactor
 
 from manyscope.errors import DataError
+from manyscope.latent import outliers
 from manyscope.latent.outliers import knn_distance, local_outlier_factor, outlier_scores
 
 
@@ -33,6 +35,43 @@ def test_the_local_outlier_factor_is_that_of_scikit_learn(k: int) -> None:
     np.testing.assert_allclose(scores[~reference], -theirs.score_samples(plain[~reference]), atol=1e-6)
     np.testing.assert_allclose(scores[reference], -theirs.negative_outlier_factor_, atol=1e-6)
     assert scores.argmax() == len(vectors) - 1
+
+
+def test_scores_from_near_cells_are_nearly_the_exact_ones() -> None:
+    rng = np.random.default_rng(3)
+    vectors = (rng.normal(size=(20, 6))[rng.integers(0, 20, 3_000)] + rng.normal(scale=0.2, size=(3_000, 6))) * 7 + 50
+    vectors[:30] += rng.normal(scale=30, size=(30, 6))  # strangers
+    vectors = vectors.astype(np.float32)
+    reference = np.arange(3_000) >= 500
+    wanted = {"knn": 10, "lof": 30}
+    exact = outlier_scores(vectors, reference, wanted)
+    at_most = outlier_scores(vectors, reference, wanted, exact=2_500)
+    nearly = outlier_scores(vectors, reference, wanted, exact=2_499, seed=1)
+    for name, scores in exact.items():
+        np.testing.assert_array_equal(at_most[name], scores)
+        assert (nearly[name] != scores).any()
+        assert spearmanr(nearly[name], scores)[0] > 0.999
+        assert spearmanr(nearly[name][:30], scores[:30])[0] > 0.99
+        assert set(np.argsort(nearly[name])[-20:]) <= set(range(30))
+
+
+def test_a_member_is_not_its_own_neighbour_in_its_cell() -> None:
+    vectors = np.repeat(np.random.default_rng(0).normal(size=(200, 3)), 2, axis=0).astype(np.float32)
+    reference = np.arange(400) % 2 == 0  # each other vector has a copy of itself among them
+    scores = outlier_scores(vectors, reference, {"knn": 1}, exact=10)["knn"]
+    assert (scores[reference] > 0).all()
+    np.testing.assert_array_equal(scores[~reference], 0)
+
+
+@pytest.mark.parametrize("k", [4, 210, 400])
+def test_parts_of_the_queries_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    """Also where there are fewer others than neighbours, and parts that hold members or none."""
+    vectors, reference = table()
+    reference[:100] = False
+    whole = outlier_scores(vectors, reference, {"knn": k, "lof": k})
+    monkeypatch.setattr(outliers, "_PART", 70)
+    for name, scores in outlier_scores(vectors, reference, {"knn": k, "lof": k}).items():
+        np.testing.assert_array_equal(scores, whole[name])
 
 
 def test_scores_together_are_the_scores_apart() -> None:

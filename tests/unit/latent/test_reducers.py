@@ -6,6 +6,7 @@ import hashlib
 import logging
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from sklearn.decomposition import PCA
 
 from manyscope.errors import DataError, ManyscopeError
 from manyscope.latent import reducers
+from manyscope.latent.cells import Cells
 from manyscope.latent.quality import map_quality
-from manyscope.latent.reducers import REDUCERS, Pca, Umap
+from manyscope.latent.reducers import REDUCERS, Pca, Umap, metric_of
 from manyscope.settings.sections import UmapSettings
 
 
@@ -69,6 +71,32 @@ def test_umap_keeps_neighbourhoods_and_puts_new_objects_among_their_like() -> No
     together = map_quality(vectors, everyone, objects=600, neighbours=15, seed=0)
     assert together.trustworthiness is not None
     assert together.trustworthiness > 0.92
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_many_objects_get_a_map_as_good_from_neighbours_in_near_cells(
+    metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cells, "neighbours", partialmethod(Cells.neighbours, probed=4))  # so few would hold them all
+    vectors = blobs(1_500)
+    exact = Umap(UmapSettings(metric=metric, exact_objects=1_000))  # type: ignore[arg-type]
+    nearly = Umap(UmapSettings(metric=metric, exact_objects=999))  # type: ignore[arg-type]
+    wide = Umap(UmapSettings(metric=metric))  # type: ignore[arg-type]
+    maps = {name: reducer.fit(vectors[:1_000]) for name, reducer in (("at", exact), ("over", nearly), ("far", wide))}
+    np.testing.assert_array_equal(maps["at"], maps["far"])
+    assert (maps["over"] != maps["at"]).any()
+    trust = {}
+    for name, reducer in (("at", exact), ("over", nearly)):
+        everyone = np.concatenate([maps[name], reducer.transform(vectors[1_000:])])
+        near = metric_of(reducer.settings)
+        quality = map_quality(vectors, everyone, objects=1_500, neighbours=15, seed=0, metric=near)
+        trust[name] = quality.trustworthiness or 0.0
+    assert trust["over"] > trust["at"] - 0.01
+    nearly.save(tmp_path / "reducer.npz")
+    again = Umap.load(tmp_path / "reducer.npz")
+    np.testing.assert_array_equal(again.transform(vectors[1_000:]), nearly.transform(vectors[1_000:]))
+    refit = nearly.fit(vectors[500:])  # the cells are those of the last fit
+    np.testing.assert_array_equal(refit, Umap(nearly.settings).fit(vectors[500:]))
 
 
 def test_umap_is_umap_learn_on_exact_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from manyscope.errors import DataError
+from manyscope.latent.outliers import outlier_scores
 from manyscope.stages import gather
 from manyscope.tables.parquet import read_metadata, write_table
 from manyscope.tables.predictions import embeddings, read_predictions
@@ -52,6 +53,29 @@ def test_settings_and_own_columns_of_a_scope(latent_tables, stage_settings) -> N
     assert table["outlier_knn"].n_unique() > 50
     gather.run(stage_settings("gather", gather={"outlier_scores": []}), paths, 1)
     assert "outlier_knn" not in read_predictions(paths.predictions).columns
+
+
+def test_a_seeded_choice_of_the_training_objects_judges(latent_tables, stage_settings) -> None:
+    paths = latent_tables(one_each=True)  # 72 of its 120 objects are training objects
+
+    def scores(**section: int) -> np.ndarray:
+        gather.run(stage_settings("gather", gather={"lof_neighbours": 5, **section}), paths, 1)
+        return read_predictions(paths.predictions).select("outlier_knn", "outlier_lof").to_numpy()
+
+    everyone = scores()
+    np.testing.assert_array_equal(scores(reference_objects=72, seed=3), everyone)
+    few = scores(reference_objects=40)
+    np.testing.assert_array_equal(scores(reference_objects=40), few)
+    assert (scores(reference_objects=40, seed=1) != few).any()
+    assert (few[:, 0] > everyone[:, 0]).mean() > 0.9  # fewer objects lie farther apart
+
+    table = read_predictions(paths.predictions)
+    train = np.flatnonzero(np.arange(120) % 5 >= 2)
+    chosen = np.zeros(120, bool)
+    chosen[np.random.default_rng(0).choice(train, 40, replace=False)] = True
+    expected = outlier_scores(embeddings(table), chosen, {"knn": 10, "lof": 5})
+    np.testing.assert_array_equal(few[:, 0], expected["knn"].astype(np.float32))
+    np.testing.assert_array_equal(few[:, 1], expected["lof"].astype(np.float32))
 
 
 def test_without_training_objects_all_objects_judge(latent_tables, stage_settings, caplog) -> None:

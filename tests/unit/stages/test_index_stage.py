@@ -27,7 +27,8 @@ def test_the_index_holds_exactly_the_objects(latent_tables, stage_settings, metr
     index_stage.run(stage_settings("index", index={"metric": metric, "audit_queries": 40}), paths)
     table = read_predictions(paths.predictions)
     audit = json.loads(paths.audit.read_text())
-    assert list(audit) == ["count", "dimension", "recall_at_10", "query_p50_ms", "query_p99_ms", "build_s"]
+    names = ["count", "dimension", "recall_at_10", "recall_at_10_interval", "query_p50_ms", "query_p99_ms", "build_s"]
+    assert list(audit) == names
     assert (audit["count"], audit["dimension"], audit["recall_at_10"]) == (len(table), 8, 1.0)
     assert 0 < audit["query_p50_ms"] <= audit["query_p99_ms"]
     with open_index(paths.index) as index:
@@ -72,6 +73,19 @@ def test_recall_counts_equally_near_objects_and_notices_what_is_missing(latent_t
     assert late["recall_at_10"] == 1.0
     half = index_stage.audit(Index([0, 1, 2, 3, 4]), copies, ids, settings)  # type: ignore[arg-type]
     assert half["recall_at_10"] == 0.5
+    # Wilson's interval of a half in 200 trials: copies of four vectors, of whose neighbours as many are found.
+    assert half["recall_at_10_interval"] == pytest.approx([0.4313, 0.5687], abs=1e-3)
+    assert late["recall_at_10_interval"][1] == 1.0
+    assert 0.97 < late["recall_at_10_interval"][0] < 1
+
+
+def test_the_interval_of_recall_counts_queries_and_not_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    lone = rng.binomial(10, 0.9, 400) / 10  # each neighbour is found or missed by itself
+    together = rng.binomial(1, 0.9, 400).astype(float)  # all ten, or none of them
+    width = {name: np.diff(index_stage._interval(shares))[0] for name, shares in (("a", lone), ("b", together))}
+    assert width["a"] == pytest.approx(2 * 1.96 * (0.09 / 4000) ** 0.5, rel=0.1)
+    assert width["b"] == pytest.approx(2 * 1.96 * (together.mean() * (1 - together.mean()) / 400) ** 0.5, rel=0.1)
 
 
 def test_failures_leave_the_earlier_index_alone(latent_tables, stage_settings) -> None:

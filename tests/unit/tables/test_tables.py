@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from manyscope.errors import DataError
 from manyscope.tables.manifest import ManifestEntry, describe, file_digest
 from manyscope.tables.metrics import Metric, metrics_document, metrics_table, read_metrics
-from manyscope.tables.parquet import read_metadata, read_table, write_table
+from manyscope.tables.parquet import read_metadata, read_rows, read_table, write_table
 from manyscope.tables.predictions import Objects, embeddings, gather, samples_digest, shard_of, shard_table
 from manyscope.tables.samples import check_samples
 from manyscope.tables.whole import write_json
@@ -54,6 +54,23 @@ def test_missing_file_column_and_wrong_type(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- manifest
+def test_rows_are_found_in_order_without_nested_columns(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    table = pl.DataFrame({"id": list("abcd"), "size": [1, 2, 3, 4], "raw": [b""] * 4}).with_columns(box=pl.lit([1, 2]))
+    write_table(path, table)
+    assert read_rows(path, "id", ["d", "x", "b"]).to_dicts() == [{"id": "b", "size": 2}, {"id": "d", "size": 4}]
+    assert read_rows(path, "id", []).columns == ["id", "size"]
+    with pytest.raises(DataError, match="column 'size' has type Int64"):
+        read_rows(path, "id", ["a"], {"size": pl.String})
+    with pytest.raises(DataError, match="column 'sizes' is missing"):
+        read_rows(path, "id", ["a"], {"sizes": pl.Int64})
+    with pytest.raises(DataError, match="the file is missing"):
+        read_rows(tmp_path / "none.parquet", "id", ["a"])
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_rows(path, "id", ["a"])
+
+
 def test_manifest_describes_the_files(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"12345")
     (tmp_path / "a").write_bytes(b"")
