@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from manyscope import __version__
-from manyscope.errors import ManyscopeError
+from manyscope.errors import ManyscopeError, StoppedError
 
 if TYPE_CHECKING:
     from manyscope.settings import Config
+
+_GRACE_S = 120.0
 
 STAGE_HELP = {
     "download": "Fetch, copy or simulate the raw data.",
@@ -104,12 +108,15 @@ def _run_stage(
     overrides: tuple[str, ...], **where: int,
 ) -> None:  # fmt: skip
     """Resolve the settings, as data when they were given as data, and run the stage alone in its place."""
+    from manyscope.log import logger
     from manyscope.settings.paths import ExperimentPaths
     from manyscope.tables.whole import explaining_full_disk, sole_worker
     from manyscope.training.launch import is_first_process
 
     # Threads that spin while they wait for each other multiply the CPU time on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        os.environ.setdefault("RAYON_NUM_THREADS", threads)  # of Chroma, which would take every core that it sees
     if settings is not None and overrides:
         raise ManyscopeError("--set changes config files", place="--settings", allowed="one of the two")
     if settings is None:
@@ -123,9 +130,14 @@ def _run_stage(
     run = importlib.import_module(f"manyscope.stages.{stage}").run
     name = "-".join([stage, *map(str, where.values())])
     if not is_first_process():
-        run(own, paths, **where)
+        logger.setLevel(max(logger.level, logging.WARNING))  # the first process says it for all
+        # The first process ends with the code of a stopped one; srun would kill it if another did so before.
+        with suppress(StoppedError):
+            run(own, paths, **where)
         return
-    with explaining_full_disk(paths.root), sole_worker(paths.root / ".locks" / name):
+    # On a cluster the job before this one may still have its grace to write a checkpoint.
+    patience_s = _GRACE_S if "SLURM_JOB_ID" in os.environ else 0
+    with explaining_full_disk(paths.root), sole_worker(paths.root / ".locks" / name, patience_s):
         run(own, paths, **where)
 
 
@@ -246,11 +258,19 @@ def schema(folder: Path, reference: Path | None, check: bool) -> None:
 
 @main.command()
 @_config_option
-def doctor(config_file: Path) -> None:
-    """Say what this machine has for the work, and what is missing."""
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    default=Path("workflow_profiles/slurm"),
+    show_default=True,
+    help="Folder of the SLURM profile that is compared with the cluster.",
+)
+@click.option("--compute-node", is_flag=True, help="Also run a short job in each partition of the profile.")
+def doctor(config_file: Path, profile: Path, compute_node: bool) -> None:
+    """Say what this machine and its cluster have for the work, and what is missing."""
     from manyscope.commands.doctor import examine
 
-    sys.exit(examine(config_file))
+    sys.exit(examine(config_file, profile, compute_node))
 
 
 @main.group()

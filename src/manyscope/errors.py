@@ -61,6 +61,12 @@ class BusyError(ManyscopeError):
     exit_code = 6
 
 
+class StoppedError(ManyscopeError):
+    """A signal ended the work, as a cluster sends one before it takes a node away; the same command continues."""
+
+    exit_code = 75
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """`"; did you mean 'x'?"` for the nearest of the known words, or an empty string."""
     import difflib

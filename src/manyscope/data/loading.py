@@ -25,8 +25,11 @@ class ScopeData(Protocol):
     def train_batch(self, indices: Sequence[int] | np.ndarray) -> Any:
         """The batch of the training samples with these positions."""
 
-    def validation_batches(self, batch_size: int) -> Iterable[Any]:
-        """The validation samples, always in the same order and in the same batches."""
+    def validation_schedule(self, batch_size: int) -> Iterable[Sequence[int] | np.ndarray]:
+        """Positions of the validation samples, batch by batch, always in the same order."""
+
+    def validation_batch(self, positions: Sequence[int] | np.ndarray) -> Any:
+        """The batch of the validation samples with these positions."""
 
     def predict_batches(self, sample_ids: Sequence[str], batch_size: int) -> Iterable[Any]:
         """The named samples, each exactly once."""

@@ -69,10 +69,12 @@ class PreparedSamples(ABC):
     def train_batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
         return self.batch(self.train_rows[np.asarray(indices, np.int64)])
 
-    def validation_batches(self, batch_size: int) -> Iterable[dict[str, Any]]:
+    def validation_schedule(self, batch_size: int) -> Iterable[np.ndarray]:
         rows = self.rows("validation")
-        for first in range(0, len(rows), batch_size):
-            yield self.batch(rows[first : first + batch_size])
+        return (rows[first : first + batch_size] for first in range(0, len(rows), batch_size))
+
+    def validation_batch(self, positions: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        return self.batch(np.asarray(positions, np.int64))
 
     def predict_batches(self, sample_ids: Sequence[str], batch_size: int) -> Iterable[dict[str, Any]]:
         """Batches of exactly `batch_size` rows: the last one repeats its first row beyond its ids, because the last

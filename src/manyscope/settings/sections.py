@@ -64,6 +64,9 @@ class TrainSettings(Section):
         "32-true", description="Number format of the arithmetic."
     )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="Loader processes for each training process.")
+    checkpoint_minutes: PositiveFloat = Field(
+        15, description="Minutes after which a checkpoint is written also between two checks."
+    )
     tracker: Literal["mlflow", "tensorboard", "wandb", "none"] = Field(
         "mlflow", description="Where curves are tracked, beside train/history.parquet."
     )
@@ -88,6 +91,13 @@ class GatherSettings(Section):
     )
     outlier_neighbours: PositiveInt = Field(10, description="Neighbours of the k-NN distance.")
     lof_neighbours: PositiveInt = Field(30, description="Neighbours of the local outlier factor.")
+    exact_objects: PositiveInt = Field(
+        50_000, description="With more training objects neighbours are nearly exact: sought in the nearest cells."
+    )
+    reference_objects: PositiveInt = Field(
+        1_000_000, description="At most so many training objects (a seeded choice) judge the others."
+    )
+    seed: Seed = Field(0, description="Seed of that choice, and of the cells.")
 
     @property
     def neighbours(self) -> dict[str, int]:
@@ -109,6 +119,9 @@ class UmapSettings(Section):
     fit_objects: PositiveInt = Field(
         200_000, description="At most so many objects fit the reducer (a seeded choice); the rest is transformed."
     )
+    exact_objects: PositiveInt = Field(
+        50_000, description="With more fitted objects UMAP's neighbours are nearly exact: sought in the nearest cells."
+    )
     quality_objects: PositiveInt = Field(2_000, description="Objects on which the map's quality is measured.")
     quality_neighbours: PositiveInt = Field(15, description="Neighbours of trustworthiness and overlap.")
 
@@ -119,7 +132,9 @@ class IndexSettings(Section):
     metric: Literal["l2", "cosine", "ip"] = Field("l2", description="Distance: squared L2, cosine, inner product.")
     max_neighbors: PositiveInt = Field(16, description="M of the HNSW graph.")
     ef_construction: PositiveInt = Field(200, description="Candidates while building.")
-    ef_search: PositiveInt = Field(200, description="Candidates while searching.")
+    ef_search: PositiveInt = Field(
+        200, description="Candidates while searching; the square root of the number of objects where that is more."
+    )
     audit_queries: PositiveInt = Field(500, description="Queries of the audit against exact search.")
     seed: Seed = Field(0, description="Seed of the choice of audit queries.")
 

@@ -10,10 +10,11 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from manyscope.errors import BusyError, DataError, ManyscopeError
 
@@ -21,6 +22,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NEARLY_FULL = 256 * 2**10  # bytes
 # Libraries that write from compiled code report a full disk by errors of their own.
 _FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded")
+_ASK_AGAIN_S = 0.5  # for a lock that another process holds
 _NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")  # all that numpy says of a write that was cut short
 
 
@@ -109,27 +111,39 @@ def explaining_full_disk(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def sole_worker(lock: Path) -> Iterator[None]:
+def sole_worker(lock: Path, patience_s: float = 0) -> Iterator[None]:
     """Let only one living process at a time pass; a killed one leaves nothing to clean up.
+
+    Args:
+        patience_s: how long to wait for another process, such as one of a cancelled job that is writing its last.
 
     Raises:
         BusyError: another process holds the lock, perhaps one that outlived an interrupted workflow.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience_s
     with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise BusyError(
-                f"process {file.read().strip() or '?'} is still working on this",
-                place=lock,
-                remedy="wait for it or end it, then run the same command again",
-            ) from error
+        while not _locked(file):
+            if time.monotonic() >= end:
+                file.seek(0)
+                raise BusyError(
+                    f"process {file.read().strip() or '?'} is still working on this",
+                    place=lock,
+                    remedy="wait for it or end it, then run the same command again",
+                )
+            time.sleep(min(_ASK_AGAIN_S, patience_s))
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,38 +1,42 @@
-"""The default training: Lightning, with a resume that is exact at every check.
+"""The default training: Lightning, with a resume that is exact at every step.
 
-Training is a row of equal rounds. Each ends with a check: validation, history, best weights, checkpoint. Every
-random number of a step comes from (seed, step, process), and the order of the data from (seed, step), so a run that
-continues from a checkpoint takes the same steps as one that was never interrupted.
+Training is a row of equal rounds. Each ends with a check: validation, history, best weights, checkpoint. A signal, or
+much time since the last checkpoint, leaves one in the middle of a round. Every random number of a step comes from
+(seed, step), and so does the order of the data: a run that continues from a checkpoint takes the same steps as one that
+was never interrupted, and a run on several processes those of a run on one, but for rounding.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+import torch.distributed
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from manyscope.data.loading import Schedule, ScopeData
-from manyscope.errors import CheckpointError, ManyscopeError
+from manyscope.errors import CheckpointError, ManyscopeError, StoppedError
 from manyscope.log import logger
+from manyscope.nn.across import Share, sharing, synchronised
 from manyscope.registry import Registry
 from manyscope.settings.sections import TrainSettings
 from manyscope.tables.whole import whole_file
 from manyscope.training import checkpoints
+from manyscope.training.environment import environment
 from manyscope.training.launch import check_world_size, placement
 from manyscope.training.memory import keep_freed_memory
 from manyscope.training.run import TrainingRun, check_finite
+from manyscope.training.stopping import StopRequest, ignore_in_loader, stop_request
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -52,6 +56,7 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
     """Train a network; leaves the weights with the lowest validation loss in `run.best`.
 
     Raises:
+        StoppedError: SIGTERM or SIGUSR1 came; the checkpoint to continue from is written.
         CheckpointError: the checkpoint to continue from is of another model.
         ManyscopeError: the network has no losses, the loss is not finite, or processes are missing.
     """
@@ -59,8 +64,9 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
     warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # its own use of a renamed class
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's matrix products are not repeatable
     torch.use_deterministic_algorithms(True, warn_only=True)
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # and used where it is wanted
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     keep_freed_memory()
-    module = Training(network, data, train, run)
     where = placement()
     last = run.folder / "last.ckpt"
     trainer = lightning.Trainer(
@@ -68,8 +74,9 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
         devices=where.processes_per_node,
         num_nodes=where.nodes,
         strategy="ddp" if where.world_size > 1 else "auto",
+        plugins=[environment(where)],
         precision=train.precision,
-        max_epochs=module.rounds,
+        max_epochs=rounds(train),
         gradient_clip_val=train.gradient_clip_norm or None,
         num_sanity_val_steps=0,
         logger=False,
@@ -79,17 +86,20 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
         use_distributed_sampler=False,
         default_root_dir=str(run.folder),
     )
-    check_world_size(where.world_size, trainer.world_size)
+    check_world_size(trainer.world_size)
     if train.batch_size < where.world_size:
         raise ManyscopeError(
             f"a batch of {train.batch_size} samples for {where.world_size} processes",
             place="train.batch_size",
             allowed=f"{where.world_size} or more",
         )
+    begun = checkpoints.load(last) if last.exists() else None
     # Without the best weights, which are written first, a checkpoint is what a kill left of a finished training.
-    begun = checkpoints.load(last) if last.exists() and run.best.exists() else None
+    if begun and math.isfinite(begun["best"]) and not run.best.exists():
+        begun = None
+    module = Training(synchronised(network) if where.world_size > 1 else network, data, train, run)
     if trainer.is_global_zero:
-        run.begin(begun["round"] * module.steps_per_round if begun else None)
+        run.begin(begun["global_step"] if begun else None)
         logger.info(
             "%d training samples, %d steps in %d rounds, %s parameters, %d process(es) on %s",
             data.train_size, module.steps, module.rounds,
@@ -99,7 +109,8 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
         logger.info("this training had stopped early already")
         return
     try:
-        trainer.fit(module, ckpt_path=str(last) if begun else None, weights_only=True)
+        with stop_request() as module.stop:
+            trainer.fit(module, ckpt_path=str(last) if begun else None, weights_only=True)
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
     except (RuntimeError, KeyError) as error:
@@ -108,14 +119,31 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
         raise
 
 
+def rounds(train: TrainSettings) -> int:
+    """How many rounds a training has, each with a check at its end."""
+    return max(1, round(train.epochs / train.check_every_epochs))
+
+
 def seed_weights(seed: int) -> None:
-    """Seed what initialises a network, before it is built."""
-    seed_step(seed, 0, 0, "weights")
+    """Seed what initialises a network, before it is built; the same on every process."""
+    _seed(_state(seed, 0, 0, "weights"))
 
 
-def seed_step(seed: int, step: int, process: int, phase: str = "train") -> None:
-    """Seed torch's and numpy's global generators for one step of one process in one phase of the training."""
-    state = np.random.SeedSequence((seed, step, process, _PHASES.index(phase))).generate_state(2)
+def seed_step(seed: int, step: int, process: int, phase: str = "train") -> int:
+    """Seed torch's and numpy's global generators, differently on each process, for one step in a phase of the training.
+
+    Returns:
+        the seed of the step's further random numbers, those that all processes share.
+    """
+    _seed(_state(seed, step, process + 1, phase))
+    return int(_state(seed, step, 0, phase)[0])
+
+
+def _state(seed: int, step: int, process: int, phase: str) -> np.ndarray:
+    return np.random.SeedSequence((seed, step, process, _PHASES.index(phase))).generate_state(2)
+
+
+def _seed(state: np.ndarray) -> None:
     torch.manual_seed(int(state[0]))
     np.random.seed(int(state[1]))  # noqa: NPY002 - models may use numpy's global generator
 
@@ -138,13 +166,14 @@ class Training(lightning.LightningModule):
         self.network = network
         self._data, self._settings, self._run = data, settings, run
         self._schedule = data.train_schedule(settings.batch_size, settings.seed)
-        self.rounds = max(1, round(settings.epochs / settings.check_every_epochs))
+        self.rounds = rounds(settings)
         self.steps_per_round = max(1, round(settings.epochs * self._schedule.steps_per_epoch / self.rounds))
         self.steps = self.rounds * self.steps_per_round
         self._train, self._validation = _Means(), _Means()
-        self._best, self._checks_since_best, self._rounds_done = math.inf, 0, 0
-        self._spoke = self._began = time.monotonic()
+        self._best, self._checks_since_best, self._steps_done = math.inf, 0, 0
+        self._spoke = self._kept = self._began = time.monotonic()
         self._said = ""
+        self.stop = StopRequest()
 
     # ------------------------------------------------------------------------------------------------ batches
     def train_dataloader(self) -> DataLoader[Any]:
@@ -153,8 +182,9 @@ class Training(lightning.LightningModule):
         return DataLoader(
             batches,
             batch_size=None,
-            sampler=_RoundSampler(self.steps_per_round, self._rounds_done),
+            sampler=_RoundSampler(self.steps_per_round, self._steps_done),
             num_workers=workers,
+            worker_init_fn=ignore_in_loader,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -164,19 +194,62 @@ class Training(lightning.LightningModule):
         return DataLoader(batches, batch_size=None)
 
     # -------------------------------------------------------------------------------------------------- steps
-    def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        seed_step(self._settings.seed, self.global_step, self.global_rank)
+    def on_train_start(self) -> None:
+        self.stop.listen()  # Lightning has a handler of its own by now, one that talks to other processes
+        if self.trainer.world_size > 1:
+            steps = torch.tensor([-self.global_step, self.global_step], device=self.device)
+            torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MAX)
+            if steps.sum():
+                raise CheckpointError(
+                    f"processes would continue from steps {-int(steps[0])} to {int(steps[1])}",
+                    place=self._run.folder,
+                    remedy="a checkpoint was just being written, or the file system shows it late: start again",
+                )
+
+    def training_step(self, shared: tuple[Any, int, int], index: int) -> torch.Tensor:
+        batch, own, samples = shared
         if hasattr(self.network, "progress"):
             self.network.progress = self.global_step / self.steps  # type: ignore[assignment]
-        losses = self.network.losses(batch)  # type: ignore[operator]
-        self._train.add(losses, 1)
+        losses = self._losses(batch, self.global_step, self.global_rank, samples, "train")
+        self._train.add(losses, own)
         self._speak()
-        return losses["loss"]
+        # Gradients are averaged over the processes: those with more samples count for more.
+        return losses["loss"] * (own * self.trainer.world_size / samples)
 
-    def validation_step(self, weighted: tuple[Any, int], index: int) -> None:
-        batch, weight = weighted
-        seed_step(self._settings.seed, index, self.global_rank, "validation")
-        self._validation.add(self.network.losses(batch), weight)  # type: ignore[operator]
+    def validation_step(self, shared: tuple[Any, int, int], index: int) -> None:
+        batch, own, samples = shared
+        process = self.global_rank if own else 0  # without a sample of its own it repeats the first one's
+        self._validation.add(self._losses(batch, index, process, samples, "validation"), own)
+
+    def _losses(self, batch: Any, step: int, process: int, samples: int, phase: str) -> dict[str, torch.Tensor]:
+        seed = seed_step(self._settings.seed, step, self.global_rank, phase)
+        with sharing(Share(process, self.trainer.world_size, samples, seed)):
+            return self.network.losses(batch)  # type: ignore[operator]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        if index + 1 == self.steps_per_round:
+            return  # the check at its end comes now
+        due = time.monotonic() - self._kept > 60 * self._settings.checkpoint_minutes
+        if self._any(due or self.stop.signal > 0):
+            self._keep()
+            self._stop_if_asked()
+
+    def _any(self, answer: bool) -> bool:
+        """Whether any process says so."""
+        if self.trainer.world_size == 1:
+            return answer
+        said = torch.tensor(float(answer), device=self.device)
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+        return bool(said)
+
+    def _stop_if_asked(self) -> None:
+        if self._any(self.stop.signal > 0):
+            raise StoppedError(
+                f"{self.stop.name} stopped the training at step {self.global_step} of {self.steps}; the checkpoint is"
+                " written",
+                place=self._run.place,
+                remedy="the same command continues",
+            )
 
     def on_train_epoch_end(self) -> None:
         step = self.global_step
@@ -198,21 +271,30 @@ class Training(lightning.LightningModule):
         if patience and self._checks_since_best >= patience:
             logger.info("no better validation loss in %d checks: training stops early", patience)
             self.trainer.should_stop = True
-        # The best weights are on disk before the checkpoint that counts on them.
+        self._keep()  # the best weights, on which it counts, are on disk
+        if self.current_epoch + 1 < self.rounds and not self.trainer.should_stop:
+            self._stop_if_asked()
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+    def _keep(self) -> None:
+        """Write the checkpoint; every process takes part."""
         last = self._run.folder / "last.ckpt"
         if self.trainer.is_global_zero:
             with whole_file(last) as partial:
                 self.trainer.save_checkpoint(partial)
         else:
             self.trainer.save_checkpoint(last)  # takes part and writes nothing
+        self._kept = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["round"] = self.current_epoch + 1
         checkpoint["best"], checkpoint["checks_since_best"] = self._best, self._checks_since_best
+        checkpoint["sums"] = self._train.state(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._best, self._checks_since_best = checkpoint["best"], checkpoint["checks_since_best"]
-        self._rounds_done = checkpoint["round"]
+        self._steps_done = checkpoint["global_step"]
+        if self.trainer.is_global_zero:
+            self._train.load(checkpoint["sums"])
 
     def on_train_end(self) -> None:
         if sys.stderr.isatty() and self.trainer.is_global_zero:
@@ -268,21 +350,34 @@ class _Means:
 
     def take(self, module: lightning.LightningModule) -> dict[str, float]:
         """The means; afterwards it is empty again."""
-        names = sorted(self._sums)
-        total = torch.stack([*(self._sums[n] for n in names), torch.tensor(self._weight).double().to(module.device)])
-        if module.trainer.world_size > 1:
-            total = cast(torch.Tensor, module.all_gather(total)).sum(0)
+        sums = self.state(module)
         self._sums, self._weight = {}, 0.0
-        return {n: float(v / total[-1]) for n, v in zip(names, total, strict=False)} if total[-1] else {}
+        weight = sums.pop("", 0.0)
+        return {name: value / weight for name, value in sums.items()} if weight else {}
+
+    def state(self, module: lightning.LightningModule) -> dict[str, float]:
+        """The weighted sums over all processes by name, and the sum of the weights under an empty name."""
+        names = sorted(self._sums)
+        total = torch.stack(
+            [*(self._sums[n] for n in names), torch.tensor(self._weight, dtype=torch.float64, device=module.device)]
+        )
+        if module.trainer.world_size > 1:
+            torch.distributed.all_reduce(total)
+        return dict(zip([*names, ""], total.tolist(), strict=True))
+
+    def load(self, sums: Mapping[str, float]) -> None:
+        """Continue from sums that `state` gave."""
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items() if name}
+        self._weight = sums[""]
 
 
 class _StepBatches(Dataset[Any]):
-    """Batch of global step i at position i; each process takes its share of the samples."""
+    """Batch of global step i at position i: this process's share, its size, and the size of the whole."""
 
     def __init__(self, data: ScopeData, schedule: Schedule, rank: int, world: int) -> None:
         self._data, self._schedule, self._rank, self._world = data, schedule, rank, world
 
-    def __getitem__(self, step: int) -> Any:
+    def __getitem__(self, step: int) -> tuple[Any, int, int]:
         rows = self._schedule.batch(step)
         if len(rows) < self._world:
             raise ManyscopeError(
@@ -290,48 +385,41 @@ class _StepBatches(Dataset[Any]):
                 place="train.batch_size",
                 remedy="raise it, or train on fewer processes",
             )
-        return self._data.train_batch(rows[self._rank :: self._world])
+        own = rows[self._rank :: self._world]
+        return self._data.train_batch(own), len(own), len(rows)
 
 
 class _RoundSampler(Sampler[int]):
-    """The steps of the present round.
+    """The steps of the present round that are not done yet.
 
     Lightning calls `set_epoch` with the number of rounds done, but fetches the first batch of a continued training
     before it does so.
     """
 
-    def __init__(self, steps: int, rounds_done: int) -> None:
-        self._steps, self._round = steps, rounds_done
+    def __init__(self, steps: int, done: int) -> None:
+        self._steps, self._done, self._round = steps, done, done // steps
 
     def set_epoch(self, epoch: int) -> None:
         self._round = epoch
 
     def __len__(self) -> int:
-        return self._steps
+        return self._steps  # of the whole round: Lightning counts those that are done
 
     def __iter__(self) -> Iterator[int]:
         first = self._round * self._steps
-        return iter(range(first, first + self._steps))
+        return iter(range(max(first, min(self._done, first + self._steps)), first + self._steps))
 
 
 class _ValidationBatches(IterableDataset[Any]):
-    """Every batch of the validation split with its number of samples, dealt to the processes in turn.
+    """This process's share of every batch of the validation split, with its size and the size of the whole.
 
-    Each process gets equally many, since each step is one of all processes together: where the last ones would get
-    none, they repeat a batch with no weight.
+    A process for which none is left gets the first sample again and a size of 0: each step is one of all together.
     """
 
     def __init__(self, data: ScopeData, batch_size: int, rank: int, world: int) -> None:
         self._data, self._batch_size, self._rank, self._world = data, batch_size, rank, world
 
-    def __iter__(self) -> Iterator[Any]:
-        # As many samples at once as in a step: the batch size is that of all processes together.
-        batches = iter(self._data.validation_batches(-(-self._batch_size // self._world)))
-        while dealt := list(itertools.islice(batches, self._world)):
-            mine = dealt[self._rank] if self._rank < len(dealt) else dealt[0]
-            yield mine, _size(mine) if self._rank < len(dealt) else 0
-
-
-def _size(batch: Any) -> int:
-    """Number of samples in a batch: the length of its ids."""
-    return len(batch["sample_id"])
+    def __iter__(self) -> Iterator[tuple[Any, int, int]]:
+        for rows in self._data.validation_schedule(self._batch_size):
+            own: Sequence[int] | np.ndarray = rows[self._rank :: self._world]
+            yield self._data.validation_batch(own if len(own) else rows[:1]), len(own), len(rows)

@@ -15,6 +15,7 @@ class Placement:
     accelerator: str
     nodes: int
     processes_per_node: int
+    launched: bool  # by srun; otherwise Lightning starts the further processes
 
     @property
     def world_size(self) -> int:
@@ -37,25 +38,29 @@ def placement() -> Placement:
     import torch
 
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    # A job step that Snakemake starts by itself has one task; only a launcher of our own has several.
-    tasks, nodes = int(os.environ.get("SLURM_NTASKS", 1)), int(os.environ.get("SLURM_NNODES", 1))
+    # Of the step, which `srun` made, and not of the job: a shell in an allocation is one process.
+    tasks, nodes = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
     if tasks > 1:
         if tasks % nodes:
             raise ManyscopeError(
                 f"{tasks} tasks on {nodes} nodes", place="SLURM", allowed="the same number of tasks on every node"
             )
-        return Placement(accelerator, nodes, tasks // nodes)
-    return Placement(accelerator, 1, torch.cuda.device_count() if accelerator == "gpu" else 1)
+        return Placement(accelerator, nodes, tasks // nodes, launched=True)
+    return Placement(accelerator, 1, torch.cuda.device_count() if accelerator == "gpu" else 1, launched=False)
 
 
-def check_world_size(expected: int, found: int) -> None:
+def check_world_size(found: int) -> None:
     """
+    Args:
+        found: processes that train together.
+
     Raises:
-        ManyscopeError: fewer or more processes joined than the job asked for; training on would waste the others.
+        ManyscopeError: the workflow asked for another number (`MANYSCOPE_PROCESSES`); the others would be wasted.
     """
+    expected = int(os.environ.get("MANYSCOPE_PROCESSES", found))
     if expected != found:
         raise ManyscopeError(
-            f"{found} processes joined the training",
-            allowed=f"{expected}, as the launcher started",
-            remedy="start training through the profile's launcher, or unset SLURM_* variables of another job",
+            f"{found} process(es) train together",
+            allowed=f"{expected}, for which the job has room",
+            remedy="let 'launcher', 'nodes', 'tasks_per_node' and the GPUs of train in the profile fit together",
         )

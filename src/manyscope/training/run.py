@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from manyscope.settings.paths import ExperimentPaths
 
 # How the training is followed and fed; its steps are the same whatever these are.
-_WITHOUT_RESULT = ("tracker", "workers")
+_WITHOUT_RESULT = ("tracker", "workers", "checkpoint_minutes")
 HISTORY = {"step": pl.Int64, "epoch": pl.Float64, "name": pl.String, "value": pl.Float64}
 
 

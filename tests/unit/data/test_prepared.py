@@ -44,7 +44,10 @@ def test_training_batches_are_of_training_samples(numbers: Numbers) -> None:
 
 
 def test_validation_is_whole_and_in_order(numbers: Numbers) -> None:
-    assert [b["sample_id"] for b in numbers.validation_batches(2)] == [["s3", "s10"], ["s17"]]
+    assert [b["sample_id"] for b in map(numbers.validation_batch, numbers.validation_schedule(2))] == [
+        ["s3", "s10"],
+        ["s17"],
+    ]
 
 
 def test_predicted_batches_are_of_one_size_and_name_each_sample_once(numbers: Numbers) -> None:

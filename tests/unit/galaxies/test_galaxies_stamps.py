@@ -32,9 +32,9 @@ def test_a_pass_shows_every_training_stamp_once(data: StampData) -> None:
 
 
 def test_validation_comes_whole_and_in_order(data: StampData) -> None:
-    ids = [name for batch in data.validation_batches(5) for name in batch["sample_id"]]
+    ids = [name for batch in map(data.validation_batch, data.validation_schedule(5)) for name in batch["sample_id"]]
     assert ids == data.samples.filter(data.samples["split"] == "validation")["sample_id"].to_list()
-    assert all(len(b["stamps"]) == len(b["sample_id"]) for b in data.validation_batches(5))
+    assert all(len(b["stamps"]) == len(b["sample_id"]) for b in map(data.validation_batch, data.validation_schedule(5)))
 
 
 @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

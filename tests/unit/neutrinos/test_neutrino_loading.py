@@ -92,7 +92,7 @@ def test_processes_share_a_batch_without_overlap(prepared_events: Path) -> None:
 
 def test_validation_is_whole_and_always_the_same(prepared_events: Path) -> None:
     data = EventData(prepared_events, InputSettings())
-    once, again = ([b["sample_id"] for b in data.validation_batches(25)] for _ in range(2))
+    once, again = ([b["sample_id"] for b in map(data.validation_batch, data.validation_schedule(25))] for _ in range(2))
     assert once == again
     wanted = data.samples.filter(pl.col("split") == "validation")["sample_id"].to_list()
     assert sorted(itertools.chain.from_iterable(once)) == sorted(wanted)

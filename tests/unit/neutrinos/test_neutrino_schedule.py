@@ -15,7 +15,7 @@ lengths = st.lists(st.integers(1, 64), min_size=1, max_size=300).map(np.array)
 
 def schedule(lengths: np.ndarray, files: int = 5, batch: int = 24, budget: int = 700, seed: int = 0, window: int = 60):
     of_file = np.sort(np.arange(len(lengths)) % files)
-    return LengthSchedule(lengths, of_file, batch, budget, seed, window)
+    return LengthSchedule(lengths, of_file, np.zeros(len(lengths)), batch, budget, seed, window)
 
 
 @given(lengths, st.integers(1, 12), st.integers(0, 3), st.sampled_from([1, 60, 10_000]))
@@ -69,7 +69,7 @@ def test_events_of_a_batch_are_of_like_length() -> None:
 
 def test_files_of_a_window_stay_together() -> None:
     lengths = np.full(1000, 4)
-    found = LengthSchedule(lengths, np.arange(1000) // 100, 50, 1000, seed=3, window=200)
+    found = LengthSchedule(lengths, np.arange(1000) // 100, np.zeros(1000), 50, 1000, seed=3, window=200)
     files = [set(found.batch(i) // 100) for i in range(found.batches_per_epoch)]
     windows = {frozenset(f) for f in files}
     assert all(len(f) <= 2 for f in files), "a batch mixes the files of one window"

@@ -10,6 +10,14 @@ import pytest
 from manyscope.errors import SettingsError
 from manyscope.settings import Site, load_site
 
+NAMES = {
+    "MANYSCOPE_ACCOUNT": "",
+    "MANYSCOPE_PARTITION_CPU": "cpu",
+    "MANYSCOPE_PARTITION_A100": "a100",
+    "MANYSCOPE_PARTITION_A40": "a40",
+    "MANYSCOPE_GPU_A100": "a100",
+    "MANYSCOPE_GPU_A40": "a40",
+}
 TEMPLATE = Path(__file__).parents[3] / "config/local.template.yaml"
 
 
@@ -21,13 +29,24 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_defaults_where_there_is_no_file(tmp_path: Path) -> None:
     assert load_site(tmp_path / "absent.yaml") == Site()
-    assert Site().environment() == {}
+    assert Site().environment() == NAMES
 
 
 def test_environment_carries_only_what_is_set(tmp_path: Path) -> None:
     site = load_site(write(tmp_path, "tracking_uri: http://localhost:5000\nslurm_account: astro\n"))
-    assert site.environment() == {"MLFLOW_TRACKING_URI": "http://localhost:5000", "SBATCH_ACCOUNT": "astro"}
-    assert load_site(write(tmp_path, "slurm_account: astro\n")).environment() == {"SBATCH_ACCOUNT": "astro"}
+    assert site.environment() == NAMES | {
+        "MLFLOW_TRACKING_URI": "http://localhost:5000", "SBATCH_ACCOUNT": "astro", "MANYSCOPE_ACCOUNT": "astro"
+    }  # fmt: skip
+    alone = load_site(write(tmp_path, "slurm_account: astro\n")).environment()
+    assert alone == NAMES | {"SBATCH_ACCOUNT": "astro", "MANYSCOPE_ACCOUNT": "astro"}
+
+
+def test_partitions_and_gpus_of_the_profiles_take_their_names_here(tmp_path: Path) -> None:
+    site = load_site(write(tmp_path, "slurm_partitions: {a100: gpu-long}\nslurm_gpus: {a100: nvidia_a100}\n"))
+    assert site.partitions == {"cpu": "cpu", "a100": "gpu-long", "a40": "a40"}
+    assert site.environment() == NAMES | {
+        "MANYSCOPE_PARTITION_A100": "gpu-long", "MANYSCOPE_GPU_A100": "nvidia_a100"
+    }  # fmt: skip
 
 
 def test_every_key_is_a_placeholder(tmp_path: Path) -> None:

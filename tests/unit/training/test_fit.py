@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from torch import nn
 
 from manyscope.data.schedule import ShuffledSchedule
-from manyscope.errors import CheckpointError, DataError, ManyscopeError
+from manyscope.errors import CheckpointError, DataError, ManyscopeError, StoppedError
 from manyscope.scopes.base import Evaluation, Scope
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings, ModelSettings
@@ -33,8 +36,11 @@ class KilledError(Exception):
 class Net(nn.Module):
     """A regression with dropout and noise, so that any slip in the random numbers shows."""
 
-    def __init__(self, fail_at: int | None = None, diverge: bool = False) -> None:
+    def __init__(
+        self, fail_at: int | None = None, diverge: bool = False, signal_at: int | None = None, number: int = 0
+    ) -> None:
         super().__init__()
+        self.signal_at, self.number = signal_at, number
         self.layers = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
         self.fail_at, self.diverge, self.calls = fail_at, diverge, 0
 
@@ -43,6 +49,8 @@ class Net(nn.Module):
             self.calls += 1
             if self.calls == self.fail_at:
                 raise KilledError
+            if self.calls == self.signal_at:
+                os.kill(os.getpid(), self.number)
         x = batch["x"] + 0.1 * torch.randn(batch["x"].shape)
         loss = (self.layers(x).squeeze(1) - batch["y"]).square().mean()
         return {"loss": loss * (float("nan") if self.diverge else 1.0), "size": batch["y"].abs().mean()}
@@ -68,9 +76,11 @@ class Data:
             "sample_id": [f"s{row}" for row in rows],
         }
 
-    def validation_batches(self, batch_size: int) -> Any:
-        for first in range(70, 90, batch_size):
-            yield self.train_batch(np.arange(first, min(90, first + batch_size)))
+    def validation_schedule(self, batch_size: int) -> Any:
+        return (np.arange(first, min(90, first + batch_size)) for first in range(70, 90, batch_size))
+
+    def validation_batch(self, rows: Any) -> dict[str, Any]:
+        return self.train_batch(rows)
 
     def predict_batches(self, sample_ids: Any, batch_size: int) -> Any:
         raise NotImplementedError
@@ -239,6 +249,65 @@ def test_half_removed_checkpoints_start_anew(experiment: ExperimentPaths) -> Non
     assert same(weights(undisturbed), weights(experiment))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [2, 4, 10, 23])
+def test_a_signal_stops_after_the_step_and_the_next_run_continues_there(
+    experiment: ExperimentPaths, tmp_path: Path, number: signal.Signals, step: int
+) -> None:
+    train_stage.run(settings(), experiment)
+    whole = {path: path.read_bytes() for path in (experiment.model, experiment.history)}
+    experiment.model.unlink()
+    before = signal.getsignal(number)
+    MODEL_ARGUMENTS.update(signal_at=step, number=number)
+    with pytest.raises(StoppedError, match=f"{number.name} stopped the training at step {step} of 24") as stopped:
+        train_stage.run(settings(), experiment)
+    assert stopped.value.exit_code == 75
+    assert signal.getsignal(number) == before
+    assert not experiment.model.exists()
+    MODEL_ARGUMENTS.clear()
+    train_stage.run(settings(), experiment)
+    assert json.loads(experiment.run.read_text())["continued_from_step"] == step
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_training_outside_of_the_main_thread_gets_no_signals_and_ends(experiment: ExperimentPaths) -> None:
+    thread = threading.Thread(target=train_stage.run, args=(settings(), experiment))
+    thread.start()
+    thread.join(60)
+    assert experiment.model.exists()
+
+
+def test_loader_processes_leave_the_signal_to_the_training(experiment: ExperimentPaths) -> None:
+    train_stage.run(settings(), experiment)
+    whole = experiment.model.read_bytes()
+    MODEL_ARGUMENTS.update(signal_at=10, number=signal.SIGUSR1)
+    with pytest.raises(StoppedError):
+        train_stage.run(settings(workers=1), experiment)
+    MODEL_ARGUMENTS.clear()
+    train_stage.run(settings(workers=1), experiment)
+    assert json.loads(experiment.run.read_text())["continued_from_step"] == 10
+    assert experiment.model.read_bytes() == whole
+
+
+def test_a_signal_in_the_last_step_lets_the_training_end(experiment: ExperimentPaths) -> None:
+    MODEL_ARGUMENTS.update(signal_at=24, number=signal.SIGTERM)
+    train_stage.run(settings(), experiment)
+    assert experiment.model.exists()
+
+
+def test_checkpoints_between_two_checks_lose_less_and_change_nothing(experiment: ExperimentPaths) -> None:
+    train_stage.run(settings(), experiment)
+    whole = {path: path.read_bytes() for path in (experiment.model, experiment.history)}
+    MODEL_ARGUMENTS["fail_at"] = 11
+    often = settings(checkpoint_minutes=1e-9)
+    with pytest.raises(KilledError):
+        train_stage.run(often, experiment)
+    MODEL_ARGUMENTS.clear()
+    train_stage.run(settings(), experiment)  # how often checkpoints are written is not part of what a training is
+    assert json.loads(experiment.run.read_text())["continued_from_step"] == 10
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
 def test_changed_code_does_not_continue(experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     MODEL_ARGUMENTS["fail_at"] = 15
     with pytest.raises(KilledError):
@@ -257,14 +326,18 @@ def test_epochs_are_honoured_whatever_the_checks(
     assert read_table(experiment.history)["step"].max() == steps
 
 
-@pytest.mark.parametrize(("batches", "world"), [(1, 2), (2, 2), (5, 4), (3, 1)])
-def test_validation_batches_are_dealt_evenly_and_count_once(batches: int, world: int) -> None:
+@pytest.mark.parametrize(("size", "world"), [(20, 2), (7, 4), (3, 4), (1, 3), (9, 1)])
+def test_validation_batches_are_shared_evenly_and_count_once(size: int, world: int) -> None:
     data = Data()
-    data.validation_batches = lambda size: ({"sample_id": [f"v{i}"] * (i + 1)} for i in range(batches))  # type: ignore[method-assign]
-    dealt = [list(_ValidationBatches(data, 1, rank, world)) for rank in range(world)]
-    assert len({len(part) for part in dealt}) == 1
-    counted = [(batch["sample_id"][0], weight) for part in dealt for batch, weight in part if weight]
-    assert sorted(counted) == [(f"v{i}", i + 1) for i in range(batches)]
+    shares = [list(_ValidationBatches(data, size, rank, world)) for rank in range(world)]
+    batches = -(-20 // size)
+    assert [len(part) for part in shares] == [batches] * world
+    counted = [name for part in shares for batch, own, _ in part for name in batch["sample_id"][:own]]
+    assert sorted(counted) == sorted(f"s{row}" for row in range(70, 90))
+    for of_one_batch in zip(*shares, strict=True):
+        samples = {samples for _, _, samples in of_one_batch}
+        assert samples == {sum(own for _, own, _ in of_one_batch)}
+        assert all(len(batch["sample_id"]) == max(1, own) for batch, own, _ in of_one_batch)
 
 
 def test_diverged_training_stops_with_a_remedy(experiment: ExperimentPaths) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyscope.errors import DataError
+from manyscope.nn.across import gather, share_of
 from manyscope.scopes.galaxies.model.rings import Rings, Whitening
 from manyscope.scopes.galaxies.model.views import Views
 
@@ -77,7 +78,7 @@ class Invariant(nn.Module):
         return self.latent(torch.cat(pooled, 1))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Of a batch of stamps; random views come from torch's global generator, also in eval mode.
+        """Of a batch of stamps; random views, also in eval mode. Each is told from the stamps of all processes.
 
         Raises:
             DataError: one sample only while training: there is nothing to tell it from.
@@ -85,12 +86,12 @@ class Invariant(nn.Module):
         stamps = batch["stamps"]
         if self.transforms is None:
             raise RuntimeError("adapt() must be called before the first loss")
-        if self.training and len(stamps) < 2:
+        if self.training and share_of(len(stamps)).samples < 2:
             raise DataError("a batch of one sample cannot be contrasted", remedy="raise train.batch_size")
         views = [self.transforms(self.views(stamps, self.size)) for _ in range(2)]
         latent = self(torch.cat(views))
         first, second = self.projector(latent).chunk(2)
-        contrast = nt_xent(first, second, self.temperature)
+        contrast = nt_xent(gather(first), gather(second), self.temperature)
         target = self.whitening(self.rings(batch["images"])).clamp(-_CLAMP, _CLAMP)
         tied = (latent[:, : self.tied] - target.repeat(2, 1)).square().mean()
         return {"loss": contrast + self.tie * tied, "contrast": contrast.detach(), "tied": tied.detach()}

@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manyscope.nn.across import Share, gather, share_of
+
 _SKY_RMS = 2.0  # light of an injected neighbour counts above this many rms
 _NEIGHBOUR_PX = (10.0, 17.0)  # distance of an injected neighbour, in pixels of a 32 px view
 
 
 @dataclass(frozen=True)
 class Views:
-    """How far a view may differ from its stamp. All random numbers come from torch's global generator.
+    """How far a view may differ from its stamp. Random numbers are those of the batch, whatever process holds a stamp.
 
     Attributes:
         shift_px: largest shift along each axis.
@@ -34,21 +36,29 @@ class Views:
 
         Each is turned by any angle about the middle pixel, mirrored or not, shifted, and made noisier.
         """
-        n, device = len(stamps), stamps.device
-        shift = (2 * torch.rand(n, 2, device=device) - 1) * self.shift_px
-        view = warp(stamps, _poses(n, device), shift, size)
-        beside = (torch.rand(n, device=device) < self.neighbour).nonzero()[:, 0]
+        share, device = share_of(len(stamps)), stamps.device
+        shift = (2 * share.rand(2, device=device) - 1) * self.shift_px
+        view = warp(stamps, _poses(share, share.samples, device)[share.mine], shift[share.mine], size)
+        beside = (share.rand(device=device) < self.neighbour).nonzero()[:, 0]
         if len(beside):
-            near, far = (r * min(size) / 32 for r in _NEIGHBOUR_PX)
-            angle = 2 * math.pi * torch.rand(len(beside), device=device)
-            distance = near + (far - near) * torch.rand(len(beside), device=device)
-            away = distance[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
-            donors = stamps[torch.randint(n, (len(beside),), device=device)]
-            light = warp(donors * (donors > _SKY_RMS), _poses(len(beside), device), away, size)
-            view = view.index_add(0, beside, light)
-        rms = self.noise_rms * torch.rand(n, 1, 1, 1, device=device)
-        sky = self.sky_rms * torch.randn(n, stamps.shape[1], 1, 1, device=device)
-        return view + rms * torch.randn_like(view) + sky
+            view = self._crowded(view, stamps, beside, share)
+        rms = self.noise_rms * share.rand(1, 1, 1, device=device)[share.mine]
+        sky = self.sky_rms * share.randn(stamps.shape[1], 1, 1, device=device)[share.mine]
+        return view + rms * share.randn(*view.shape[1:], device=device)[share.mine] + sky
+
+    def _crowded(self, view: Tensor, stamps: Tensor, beside: Tensor, share: Share) -> Tensor:
+        """The views with the light of any other stamp of the batch next to the galaxies `beside`, of all processes."""
+        size, device, n = view.shape[-2:], view.device, len(beside)
+        near, far = (r * min(size) / 32 for r in _NEIGHBOUR_PX)
+        angle = 2 * math.pi * _uniform(share, n, device)
+        distance = near + (far - near) * _uniform(share, n, device)
+        away = distance[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+        donors = torch.randint(share.samples, (n,), device=device, generator=share.generator(device))
+        poses = _poses(share, n, device)
+        mine = beside % share.processes == share.process
+        donated = gather(stamps)[donors[mine]]
+        light = warp(donated * (donated > _SKY_RMS), poses[mine], away[mine], (size[0], size[1]))
+        return view.index_add(0, beside[mine] // share.processes, light)
 
 
 def warp(stamps: Tensor, pose: Tensor, shift_px: Tensor, size: tuple[int, int]) -> Tensor:
@@ -73,9 +83,13 @@ def warp(stamps: Tensor, pose: Tensor, shift_px: Tensor, size: tuple[int, int]) 
     return F.grid_sample(stamps, grid, align_corners=False)
 
 
-def _poses(n: int, device: torch.device) -> Tensor:
+def _poses(share: Share, n: int, device: torch.device) -> Tensor:
     """Random rotations, half of them mirrored, (n, 2, 2)."""
-    angle = 2 * math.pi * torch.rand(n, device=device)
-    mirror = torch.randint(0, 2, (n,), device=device) * 2.0 - 1
+    angle = 2 * math.pi * _uniform(share, n, device)
+    mirror = torch.randint(0, 2, (n,), device=device, generator=share.generator(device)) * 2.0 - 1
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cos * mirror, -sin], 1), torch.stack([sin * mirror, cos], 1)], 1)
+
+
+def _uniform(share: Share, n: int, device: torch.device) -> Tensor:
+    return torch.rand(n, device=device, generator=share.generator(device))

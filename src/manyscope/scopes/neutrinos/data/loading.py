@@ -112,15 +112,15 @@ class EventData(PreparedSamples):
         rows = self.train_rows
         files = self.samples["group"].rle_id().to_numpy()[rows]
         s = self.settings
-        return LengthSchedule(self.lengths[rows], files, batch_size, s.token_budget, seed, s.window_events)
+        shards = np.searchsorted(self._starts, rows, "right")
+        return LengthSchedule(self.lengths[rows], files, shards, batch_size, s.token_budget, seed, s.window_events)
 
-    def validation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The validation events by length, without padding beyond the longest of a batch."""
+    def validation_schedule(self, batch_size: int) -> Iterator[np.ndarray]:
+        """The validation events by length, so that little is padded."""
         rows = self.rows("validation")
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         cuts = cut(self.lengths[rows], batch_size, self.settings.token_budget)
-        for first, last in itertools.pairwise(cuts):
-            yield self.batch(rows[first:last])
+        return (rows[first:last] for first, last in itertools.pairwise(cuts))
 
     def predict_batches(self, sample_ids: Sequence[str], batch_size: int) -> PredictBatches:
         """

@@ -18,6 +18,7 @@ class LengthSchedule:
     Args:
         lengths: tokens of each event, (events,) int, at least 1.
         files: number of the file of each event, (events,) int; events of a file are next to each other.
+        shards: number of the shard of each event, (events,) int; a batch has those of a shard together, as it is read.
         batch_size: most events in a batch.
         budget: most tokens in a batch, padding included; a batch of the longest events may exceed it so that it
             holds `FEWEST` of them, or a few more at the end.
@@ -26,8 +27,10 @@ class LengthSchedule:
     """
 
     def __init__(
-        self, lengths: np.ndarray, files: np.ndarray, batch_size: int, budget: int, seed: int, window: int
-    ) -> None:
+        self, lengths: np.ndarray, files: np.ndarray, shards: np.ndarray, batch_size: int, budget: int, seed: int,
+        window: int,
+    ) -> None:  # fmt: skip
+        self._shards = shards
         self._lengths = np.asarray(lengths, np.int64)
         self._seed = seed
         self._windows = self._join(np.asarray(files), window)
@@ -48,7 +51,8 @@ class LengthSchedule:
         window = int(self._order[place])
         rows, order, cuts = self._window(epoch, window)
         i = order[number - self._starts[place]]
-        return rows[cuts[i] : cuts[i + 1]]
+        rows = rows[cuts[i] : cuts[i + 1]]
+        return rows[np.argsort(self._shards[rows], kind="stable")]
 
     def _begin(self, epoch: int) -> None:
         self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._windows))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manyscope.nn.across import share_of
 from manyscope.nn.directional import DirectionalLoss
 from manyscope.nn.ragged import segment_ids, to_padded
 from manyscope.scopes.neutrinos.data.forms import Form
@@ -212,8 +213,9 @@ class Layer(nn.Module):
 def turned(batch: Batch) -> Batch:
     """Each event turned about the vertical by a random angle, and every other one mirrored, truth and all."""
     n, device = len(batch["module_counts"]), batch["origin"].device
-    angle = torch.rand(n, device=device) * (2 * math.pi)
-    mirror = torch.where(torch.rand(n, device=device) < 0.5, -1.0, 1.0)
+    share = share_of(n)
+    angle = share.rand(device=device)[share.mine] * (2 * math.pi)
+    mirror = torch.where(share.rand(device=device)[share.mine] < 0.5, -1.0, 1.0)
     turn = torch.zeros(n, 3, 3, device=device)
     turn[:, 0, 0], turn[:, 0, 1] = angle.cos(), -angle.sin() * mirror
     turn[:, 1, 0], turn[:, 1, 1] = angle.sin(), angle.cos() * mirror

@@ -1,0 +1,90 @@
+"""A training on two and on four processes is the training on one: the same batches, random numbers and losses."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from manyscope.settings.paths import ExperimentPaths
+from workspace import Workspace, make_workspace
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
+# A bias right before a batch normalisation has no gradient but rounding errors, which Adam scales up; it moves the
+# running means, which only validation uses.
+TOLERANCE = {"galaxies": 2e-3, "neutrinos": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Prepared data of both experiments, and each trained by one process."""
+    workspace = make_workspace(tmp_path_factory.mktemp("one") / "work", experiments=("galaxies", "neutrinos"))
+    for experiment in TOLERANCE:
+        for stage in ("download", "preprocess"):
+            workspace.manyscope(stage, "--experiment", experiment)
+        train(workspace, experiment, 1)
+    return workspace
+
+
+@pytest.mark.parametrize(("experiment", "processes"), [("galaxies", 4), ("neutrinos", 2), ("neutrinos", 4)])
+def test_losses_are_those_of_one_process(prepared: Workspace, tmp_path: Path, experiment: str, processes: int) -> None:
+    folder = tmp_path / "work"
+    shutil.copytree(prepared.folder, folder, symlinks=True)
+    paths = ExperimentPaths.of(folder / "results", experiment)
+    shutil.rmtree(paths.train)
+    log = train(Workspace(folder), experiment, processes)
+    assert f"{processes} process(es) on" in log
+    alone = ExperimentPaths.of(prepared.results, experiment)
+    one, many = pl.read_parquet(alone.history), pl.read_parquet(paths.history)
+    assert one.drop("value").equals(many.drop("value"))
+    both = one.with_columns(many["value"].alias("found"))
+    apart = (pl.col("found") - pl.col("value")).abs() / pl.col("value").abs().clip(lower_bound=0.01)
+    trained = both.filter(pl.col("name").str.starts_with("train/")).select(apart.max()).item()
+    validated = both.filter(pl.col("name").str.starts_with("validation/")).select(apart.max()).item()
+    assert trained < 1e-4
+    assert validated < TOLERANCE[experiment]
+    # Not a copy: rounding makes some digit differ.
+    weights = [torch.load(p.model, weights_only=True)["state_dict"] for p in (alone, paths)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def train(workspace: Workspace, experiment: str, processes: int) -> str:
+    """What the first of the processes writes while they train together, started as srun would on one node."""
+    environment = workspace.environment() | {"OMP_NUM_THREADS": "1"}
+    if processes > 1:
+        environment |= {
+            "SLURM_NTASKS": str(processes), "SLURM_STEP_NUM_TASKS": str(processes), "SLURM_NTASKS_PER_NODE": str(processes),
+            "SLURM_NNODES": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "MANYSCOPE_PROCESSES": str(processes),
+        }  # fmt: skip
+    command = [sys.executable, "-m", "manyscope.cli", "train", "--experiment", experiment]
+    logs = [workspace.folder / f"process-{number}.log" for number in range(processes)]
+    running = []
+    for number, log in enumerate(logs):
+        own = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} if processes > 1 else {}
+        with log.open("w") as file:
+            running.append(
+                subprocess.Popen(
+                    command, cwd=workspace.folder, env=environment | own, stdout=file, stderr=subprocess.STDOUT
+                )
+            )
+    try:
+        codes = [process.wait(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert codes == [0] * processes, "\n".join(log.read_text() for log in logs)
+    return logs[0].read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
