@@ -7,13 +7,20 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= 2
 
-.PHONY: demo test check bench docs lock clean
+.PHONY: demo test test-slurm check bench bench-scale docs lock clean
 
 demo: $(READY)
 	manyscope run $(EXPERIMENTS)
 
 test: $(READY)
 	pytest -n $(WORKERS) --dist loadgroup -m "not slurm and not browser" --cov --cov-report=term:skip-covered $(PYTEST)
+
+# A SLURM cluster of its own on this machine; whoever is not root, or has no apt-get, sees the tests skipped.
+test-slurm: $(READY)
+	which slurmctld slurmdbd munged mariadbd >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends slurm-wlm munge slurmdbd mariadb-server; }
+	pytest -m slurm $(PYTEST) tests/slurm
 
 check: $(READY)
 	ruff check .
@@ -25,6 +32,10 @@ check: $(READY)
 
 bench: $(READY)
 	python -m benchmarks $(BENCH)
+
+# A million objects: about half an hour and 4 GiB; SIZES="10000 100000" for less.
+bench-scale: $(READY)
+	python -m benchmarks.scale $(if $(SIZES),--sizes $(SIZES))
 
 docs: $(READY)
 	manyscope schema --reference docs/settings.md

@@ -20,8 +20,9 @@ wildcard_constraints:
     shard=r"\d+",
 
 
-localrules:
+localrules:  # where Snakemake itself runs: a second's work is not worth a job
     all,
+    summary,
 
 
 report: "docs/report/overview.rst"

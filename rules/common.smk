@@ -18,8 +18,28 @@ def growing(megabytes):
     return lambda wildcards, attempt: megabytes * 2 ** (attempt - 1)
 
 
+def sized(base, each):
+    """An amount for a stage that holds every object: a base, and so much for each megabyte of embedded shards, which are
+    there when the stage is submitted (docs/scaling.md); doubles with each attempt."""
+
+    def amount(wildcards, attempt):
+        files = (cfg.paths(wildcards.experiment).shard(number) for number in range(cfg.shards))
+        megabytes = sum(file.stat().st_size for file in files if file.exists()) / 1e6
+        return int(base + each * megabytes) * 2 ** (attempt - 1)
+
+    return amount
+
+
 def launcher(wildcards, threads, resources):
-    """`srun` over the whole allocation where the profile sets `mpi`, nothing elsewhere."""
-    if not resources.get("mpi"):
+    """How training is started: `srun` over the whole allocation where the profile sets `launcher`, nothing elsewhere.
+
+    Also for one process: a step of its own is what SLURM sends signals to, and Snakemake is not in it. Training is told
+    how many processes there shall be, whatever has become of the launcher.
+    """
+    if not resources.get("tasks_per_node"):
         return ""
-    return f"{resources.mpi} --nodes={resources.nodes} --ntasks-per-node={resources.tasks_per_node} --cpus-per-task={threads}"
+    expected = f"MANYSCOPE_PROCESSES={resources.nodes * resources.tasks_per_node}"
+    if not resources.get("launcher"):
+        return expected
+    layout = f"--nodes={resources.nodes} --ntasks-per-node={resources.tasks_per_node} --cpus-per-task={threads}"
+    return f"{expected} {resources.launcher} {layout} --kill-on-bad-exit=1"

@@ -28,8 +28,8 @@ rule evaluate:
         "../envs/manyscope.yaml"
     threads: 2
     resources:
-        mem_mb=growing(8_000),
-        runtime=120,
+        mem_mb=sized(8_000, each=8),
+        runtime=sized(60, each=0.1),
     params:
         results=cfg.results,
         settings=settings_of("evaluate"),

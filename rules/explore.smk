@@ -19,8 +19,8 @@ rule explore:
         "../envs/manyscope.yaml"
     threads: 1
     resources:
-        mem_mb=growing(8000),
-        runtime=60,
+        mem_mb=sized(8_000, each=10),
+        runtime=sized(60, each=0.1),
     params:
         results=cfg.results,
         settings=settings_of("explore"),

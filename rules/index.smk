@@ -12,8 +12,8 @@ rule index:
         "../envs/manyscope.yaml"
     threads: 1
     resources:
-        mem_mb=growing(8000),
-        runtime=240,
+        mem_mb=sized(4_000, each=16),
+        runtime=sized(60, each=0.2),
     params:
         results=cfg.results,
         settings=settings_of("index"),

@@ -42,8 +42,8 @@ rule gather:
         "../envs/manyscope.yaml"
     threads: 1
     resources:
-        mem_mb=growing(8_000),
-        runtime=60,
+        mem_mb=sized(4_000, each=10),
+        runtime=sized(60, each=0.1),
     params:
         results=cfg.results,
         settings=settings_of("gather"),

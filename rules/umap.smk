@@ -20,8 +20,8 @@ rule umap:
         "../envs/manyscope.yaml"
     threads: 1
     resources:
-        mem_mb=growing(16000),
-        runtime=240,
+        mem_mb=sized(8_000, each=10),
+        runtime=sized(60, each=0.2),
     params:
         results=cfg.results,
         settings=settings_of("umap"),

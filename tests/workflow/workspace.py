@@ -100,16 +100,21 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> list[str]:
+    """The words of a process's command; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
 def wait_for_stage(process: subprocess.Popen[str], stages: set[str], timeout_s: float = 300) -> set[str]:
     """Wait until descendants run any of the stages, and say which; empty if the process ended before."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         running = set()
         for pid in descendants(process.pid):
-            try:
-                words = (Path("/proc") / str(pid) / "cmdline").read_text().split("\0")
-            except OSError:
-                continue
+            words = command_line(pid)
             # The shell that Snakemake starts has the whole command in one word; the stage itself has it as its own.
             if "--results" in words:
                 running |= stages & set(words)

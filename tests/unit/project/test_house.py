@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -190,8 +192,42 @@ def test_every_stage_is_a_module_and_a_verb() -> None:
     assert set(STAGES) <= main.commands.keys()
 
 
+def profile(name: str) -> dict[str, Any]:
+    return YAML(typ="safe").load(REPOSITORY / "workflow_profiles" / name / "config.v9+.yaml")
+
+
 def test_profile_of_the_cluster_is_found_from_the_root() -> None:
     assert (REPOSITORY / "slurm").resolve() == REPOSITORY / "workflow_profiles/slurm"
-    profile = YAML(typ="safe").load(REPOSITORY / "workflow_profiles/slurm/config.v9+.yaml")
-    train = profile["set-resources"]["train"]
-    assert (train["slurm_partition"], train["runtime"], train["mem_mb"]) == ("a100", 3360, 600_000)
+    train = profile("slurm")["set-resources"]["train"]
+    assert train["slurm_partition"] == "$MANYSCOPE_PARTITION_A100"
+    assert (train["runtime"], train["nodes"]) == (56 * 60, 1)
+    assert max(map(int, re.findall(r"\b\d{5,}\b", train["mem_mb"]))) == 600_000
+
+
+def test_profiles_of_two_kinds_of_gpu_ask_for_the_same() -> None:
+    a100, a40 = profile("slurm"), profile("slurm-a40")
+    for one in (a100, a40):
+        for resources in one["set-resources"].values():
+            del resources["mem_mb"]
+    # Once in lower and once in upper case, in names, variables and expressions.
+    assert json.dumps(a100).replace("a100", "a40").replace("A100", "A40") == json.dumps(a40)
+
+
+def test_every_rule_has_its_place_on_the_cluster() -> None:
+    rules = "".join(file.read_text() for file in (REPOSITORY / "rules").glob("*.smk"))
+    names = set(re.findall(r"^rule (\w+):", rules, re.MULTILINE))
+    placed = profile("slurm")
+    local = re.search(r"^localrules:.*\n((?:    \w+,\n)+)", (REPOSITORY / "Snakefile").read_text(), re.MULTILINE)
+    assert local
+    assert names == (placed["groups"].keys() | placed["set-resources"].keys() | set(re.findall(r"\w+", local[1]))) - {
+        "all"
+    }
+
+
+def test_only_the_profiles_of_clusters_retry() -> None:
+    files = [*(REPOSITORY / "rules").glob("*.smk"), REPOSITORY / "Snakefile"]
+    assert not [file.name for file in files if "retries" in file.read_text()]
+    retrying = {
+        folder.name for folder in (REPOSITORY / "workflow_profiles").iterdir() if "retries" in profile(folder.name)
+    }
+    assert retrying == {"slurm", "slurm-a40"}
