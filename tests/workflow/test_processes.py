@@ -59,10 +59,10 @@ def train(workspace: Workspace, experiment: str, processes: int) -> str:
     """What the first of the processes writes while they train together, started as srun would on one node."""
     environment = workspace.environment() | {"OMP_NUM_THREADS": "1"}
     if processes > 1:
-        environment |= {
-            "SLURM_NTASKS": str(processes), "SLURM_STEP_NUM_TASKS": str(processes), "SLURM_NTASKS_PER_NODE": str(processes),
+        all_of_them = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE", "MANYSCOPE_PROCESSES")
+        environment |= dict.fromkeys(all_of_them, str(processes)) | {
             "SLURM_NNODES": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "MANYSCOPE_PROCESSES": str(processes),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         }  # fmt: skip
     command = [sys.executable, "-m", "manyscope.cli", "train", "--experiment", experiment]
     logs = [workspace.folder / f"process-{number}.log" for number in range(processes)]

@@ -3,7 +3,8 @@
 Training is a row of equal rounds. Each ends with a check: validation, history, best weights, checkpoint. A signal, or
 much time since the last checkpoint, leaves one in the middle of a round. Every random number of a step comes from
 (seed, step), and so does the order of the data: a run that continues from a checkpoint takes the same steps as one that
-was never interrupted, and a run on several processes those of a run on one, but for rounding.
+was never interrupted, and a run on several processes those of a run on one, but for rounding and for what a network
+draws from torch's global generator, such as dropout, which is seeded for each process.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ import pytorch_lightning as lightning
 import torch
 import torch.distributed
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader
 
-from manyscope.data.loading import Schedule, ScopeData
+from manyscope.data.loading import ScopeData
 from manyscope.errors import CheckpointError, ManyscopeError, StoppedError
 from manyscope.log import logger
 from manyscope.nn.across import Share, sharing, synchronised
@@ -32,8 +32,10 @@ from manyscope.registry import Registry
 from manyscope.settings.sections import TrainSettings
 from manyscope.tables.whole import whole_file
 from manyscope.training import checkpoints
+from manyscope.training.batches import RoundSampler, StepBatches, ValidationBatches
 from manyscope.training.environment import environment
 from manyscope.training.launch import check_world_size, placement
+from manyscope.training.means import Means
 from manyscope.training.memory import keep_freed_memory
 from manyscope.training.run import TrainingRun, check_finite
 from manyscope.training.stopping import StopRequest, ignore_in_loader, stop_request
@@ -169,7 +171,7 @@ class Training(lightning.LightningModule):
         self.rounds = rounds(settings)
         self.steps_per_round = max(1, round(settings.epochs * self._schedule.steps_per_epoch / self.rounds))
         self.steps = self.rounds * self.steps_per_round
-        self._train, self._validation = _Means(), _Means()
+        self._train, self._validation = Means(), Means()
         self._best, self._checks_since_best, self._steps_done = math.inf, 0, 0
         self._spoke = self._kept = self._began = time.monotonic()
         self._said = ""
@@ -177,12 +179,12 @@ class Training(lightning.LightningModule):
 
     # ------------------------------------------------------------------------------------------------ batches
     def train_dataloader(self) -> DataLoader[Any]:
-        batches = _StepBatches(self._data, self._schedule, self.global_rank, self.trainer.world_size)
+        batches = StepBatches(self._data, self._schedule, self.global_rank, self.trainer.world_size)
         workers = self._settings.workers
         return DataLoader(
             batches,
             batch_size=None,
-            sampler=_RoundSampler(self.steps_per_round, self._steps_done),
+            sampler=RoundSampler(self.steps_per_round, self._steps_done),
             num_workers=workers,
             worker_init_fn=ignore_in_loader,
             persistent_workers=workers > 0,
@@ -190,7 +192,7 @@ class Training(lightning.LightningModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        batches = _ValidationBatches(self._data, self._settings.batch_size, self.global_rank, self.trainer.world_size)
+        batches = ValidationBatches(self._data, self._settings.batch_size, self.global_rank, self.trainer.world_size)
         return DataLoader(batches, batch_size=None)
 
     # -------------------------------------------------------------------------------------------------- steps
@@ -333,93 +335,3 @@ class Training(lightning.LightningModule):
             print(f"\r{text}", end="", file=sys.stderr, flush=True)
         else:
             logger.info("%s", text)
-
-
-class _Means:
-    """Weighted means of named scalars, over all processes."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._weight = 0.0
-
-    def add(self, values: Mapping[str, torch.Tensor], weight: float) -> None:
-        for name, value in values.items():
-            part = value.detach().double() * weight
-            self._sums[name] = self._sums[name] + part if name in self._sums else part
-        self._weight += weight
-
-    def take(self, module: lightning.LightningModule) -> dict[str, float]:
-        """The means; afterwards it is empty again."""
-        sums = self.state(module)
-        self._sums, self._weight = {}, 0.0
-        weight = sums.pop("", 0.0)
-        return {name: value / weight for name, value in sums.items()} if weight else {}
-
-    def state(self, module: lightning.LightningModule) -> dict[str, float]:
-        """The weighted sums over all processes by name, and the sum of the weights under an empty name."""
-        names = sorted(self._sums)
-        total = torch.stack(
-            [*(self._sums[n] for n in names), torch.tensor(self._weight, dtype=torch.float64, device=module.device)]
-        )
-        if module.trainer.world_size > 1:
-            torch.distributed.all_reduce(total)
-        return dict(zip([*names, ""], total.tolist(), strict=True))
-
-    def load(self, sums: Mapping[str, float]) -> None:
-        """Continue from sums that `state` gave."""
-        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items() if name}
-        self._weight = sums[""]
-
-
-class _StepBatches(Dataset[Any]):
-    """Batch of global step i at position i: this process's share, its size, and the size of the whole."""
-
-    def __init__(self, data: ScopeData, schedule: Schedule, rank: int, world: int) -> None:
-        self._data, self._schedule, self._rank, self._world = data, schedule, rank, world
-
-    def __getitem__(self, step: int) -> tuple[Any, int, int]:
-        rows = self._schedule.batch(step)
-        if len(rows) < self._world:
-            raise ManyscopeError(
-                f"step {step} has {len(rows)} samples for {self._world} processes",
-                place="train.batch_size",
-                remedy="raise it, or train on fewer processes",
-            )
-        own = rows[self._rank :: self._world]
-        return self._data.train_batch(own), len(own), len(rows)
-
-
-class _RoundSampler(Sampler[int]):
-    """The steps of the present round that are not done yet.
-
-    Lightning calls `set_epoch` with the number of rounds done, but fetches the first batch of a continued training
-    before it does so.
-    """
-
-    def __init__(self, steps: int, done: int) -> None:
-        self._steps, self._done, self._round = steps, done, done // steps
-
-    def set_epoch(self, epoch: int) -> None:
-        self._round = epoch
-
-    def __len__(self) -> int:
-        return self._steps  # of the whole round: Lightning counts those that are done
-
-    def __iter__(self) -> Iterator[int]:
-        first = self._round * self._steps
-        return iter(range(max(first, min(self._done, first + self._steps)), first + self._steps))
-
-
-class _ValidationBatches(IterableDataset[Any]):
-    """This process's share of every batch of the validation split, with its size and the size of the whole.
-
-    A process for which none is left gets the first sample again and a size of 0: each step is one of all together.
-    """
-
-    def __init__(self, data: ScopeData, batch_size: int, rank: int, world: int) -> None:
-        self._data, self._batch_size, self._rank, self._world = data, batch_size, rank, world
-
-    def __iter__(self) -> Iterator[tuple[Any, int, int]]:
-        for rows in self._data.validation_schedule(self._batch_size):
-            own: Sequence[int] | np.ndarray = rows[self._rank :: self._world]
-            yield self._data.validation_batch(own if len(own) else rows[:1]), len(own), len(rows)

@@ -35,19 +35,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Callable[[str, str], None]:
-    """Puts a shell script on the PATH."""
-
-    def add(name: str, script: str = "exit 0") -> None:
-        file = tmp_path / "bin" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f"#!/bin/sh\n{script}\n")
-        file.chmod(0o755)
-
-    return add
-
-
 def write_config(project: Path, experiment: str = "scope: galaxies\n", more: str = "") -> Path:
     (project / "config/experiments").mkdir(parents=True)
     (project / "config/experiments/one.yaml").write_text(experiment)

@@ -74,19 +74,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[..., None]:
-    """Puts a shell script on the PATH."""
-
-    def add(name: str, script: str = "exit 0") -> None:
-        file = tmp_path / "bin" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f"#!/bin/sh\n{script}\n")
-        file.chmod(0o755)
-
-    return add
-
-
-@pytest.fixture
 def healthy(program: Callable[..., None], tmp_path: Path) -> Path:
     """A cluster on which all is well; the file in which every call of sbatch is a line."""
     calls = tmp_path / "sbatch.txt"

@@ -25,7 +25,8 @@ from manyscope.tables.parquet import read_table
 from manyscope.tables.predictions import Objects
 from manyscope.tables.samples import DIGEST_KEY
 from manyscope.training import checkpoints
-from manyscope.training.fit import _ValidationBatches, seed_step
+from manyscope.training.batches import ValidationBatches
+from manyscope.training.fit import seed_step
 from manyscope.training.run import TrainingRun
 
 
@@ -329,7 +330,7 @@ def test_epochs_are_honoured_whatever_the_checks(
 @pytest.mark.parametrize(("size", "world"), [(20, 2), (7, 4), (3, 4), (1, 3), (9, 1)])
 def test_validation_batches_are_shared_evenly_and_count_once(size: int, world: int) -> None:
     data = Data()
-    shares = [list(_ValidationBatches(data, size, rank, world)) for rank in range(world)]
+    shares = [list(ValidationBatches(data, size, rank, world)) for rank in range(world)]
     batches = -(-20 // size)
     assert [len(part) for part in shares] == [batches] * world
     counted = [name for part in shares for batch, own, _ in part for name in batch["sample_id"][:own]]

@@ -109,7 +109,7 @@ def _accounting(values: Mapping[str, Any], surroundings: Surroundings) -> Findin
     if kept and int(kept[1]) < _KEPT_S:
         return Finding(
             "warn",
-            f"SLURM: {works}; squeue forgets a job {kept[1]} s after its end, too soon for the executor, which asks sacct",
+            f"SLURM: {works}; squeue forgets jobs {kept[1]} s after their end: the executor then asks sacct",
             f"ask the administrators for a MinJobAge of {_KEPT_S} or more",
         )
     return Finding("ok", f"SLURM: {works}; squeue is asked for the states of jobs")
