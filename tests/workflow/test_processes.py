@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 
+from manyscope.errors import CheckpointError
 from manyscope.settings.paths import ExperimentPaths
-from workspace import Workspace, make_workspace
+from workspace import Workspace, kill_tree, make_workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
@@ -55,33 +58,58 @@ def test_losses_are_those_of_one_process(prepared: Workspace, tmp_path: Path, ex
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_processes_that_would_continue_from_different_steps_refuse(prepared: Workspace, tmp_path: Path) -> None:
+    """As on a file system that shows one of them the checkpoint late."""
+    folders = [tmp_path / "sees", tmp_path / "sees-not"]
+    for folder in folders:
+        shutil.copytree(prepared.folder, folder, symlinks=True)
+        shutil.rmtree(ExperimentPaths.of(folder / "results", "neutrinos").train)
+    paths = ExperimentPaths.of(folders[0] / "results", "neutrinos")
+    longer = ("--set", "train.epochs=200")
+    first = Workspace(folders[0]).start("train", "--experiment", "neutrinos", *longer)
+    while not list(paths.resume.glob("*/last.ckpt")):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.02)
+    kill_tree(first)
+    codes, logs = together(folders, "neutrinos", *longer)
+    assert codes == [CheckpointError.exit_code] * 2, logs
+    assert all(
+        re.search(r"processes would continue from steps 0 to [1-9]\d*; a checkpoint was just", log) for log in logs
+    )
+    assert list(paths.resume.glob("*/last.ckpt"))
+
+
 def train(workspace: Workspace, experiment: str, processes: int) -> str:
-    """What the first of the processes writes while they train together, started as srun would on one node."""
-    environment = workspace.environment() | {"OMP_NUM_THREADS": "1"}
-    if processes > 1:
+    """What the first of the processes writes while they train together."""
+    codes, logs = together([workspace.folder] * processes, experiment)
+    assert codes == [0] * processes, "\n".join(logs)
+    return logs[0]
+
+
+def together(folders: list[Path], experiment: str, *options: str) -> tuple[list[int], list[str]]:
+    """Exit codes and logs of processes, one in each folder, that train together as if srun had started them."""
+    environment, count = Workspace(folders[0]).environment() | {"OMP_NUM_THREADS": "1"}, str(len(folders))
+    if len(folders) > 1:
         all_of_them = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE", "MANYSCOPE_PROCESSES")
-        environment |= dict.fromkeys(all_of_them, str(processes)) | {
+        environment |= dict.fromkeys(all_of_them, count) | {
             "SLURM_NNODES": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         }  # fmt: skip
-    command = [sys.executable, "-m", "manyscope.cli", "train", "--experiment", experiment]
-    logs = [workspace.folder / f"process-{number}.log" for number in range(processes)]
+    command = [sys.executable, "-m", "manyscope.cli", "train", "--experiment", experiment, *options]
+    logs = [folder / f"process-{number}.log" for number, folder in enumerate(folders)]
     running = []
-    for number, log in enumerate(logs):
-        own = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} if processes > 1 else {}
+    for number, (folder, log) in enumerate(zip(folders, logs, strict=True)):
+        own = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} if len(folders) > 1 else {}
         with log.open("w") as file:
             running.append(
-                subprocess.Popen(
-                    command, cwd=workspace.folder, env=environment | own, stdout=file, stderr=subprocess.STDOUT
-                )
+                subprocess.Popen(command, cwd=folder, env=environment | own, stdout=file, stderr=subprocess.STDOUT)
             )
     try:
         codes = [process.wait(timeout=240) for process in running]
     finally:
         for process in running:
             process.kill()
-    assert codes == [0] * processes, "\n".join(log.read_text() for log in logs)
-    return logs[0].read_text()
+    return codes, [log.read_text() for log in logs]
 
 
 def free_port() -> int:
