@@ -29,13 +29,17 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     digest, code = data_digest(paths.samples), git_state()
     source = stage_code_digest(settings, "train")
     training = TrainingRun(settings, paths, digest, source, {"git_commit": str(code["commit"]), "data_digest": digest})
-    try:
-        find_scope(settings.scope).fit(settings, paths.prepared, training)
-    except BaseException:
-        training.fail()
-        raise
+    ended_at = training.ended_at
+    if ended_at is None:
+        try:
+            find_scope(settings.scope).fit(settings, paths.prepared, training)
+        except BaseException:
+            training.fail()
+            raise
     if not is_first_process():
         return
+    if ended_at is not None:
+        training.begin(ended_at)
     values = settings.stage_values("train")
     text = io.StringIO()
     YAML().dump(values, text)

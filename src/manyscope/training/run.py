@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from manyscope.errors import DataError, ManyscopeError
 from manyscope.log import logger
 from manyscope.settings.sections import ExperimentSettings
 from manyscope.tables.parquet import write_table
+from manyscope.tables.whole import read_json, write_json
 from manyscope.training import checkpoints
 from manyscope.training.provenance import settings_digest
 from manyscope.training.tracking import Forgiving
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from manyscope.settings.paths import ExperimentPaths
 
+_JOB = "SLURM_JOB_ID"
 # How the training is followed and fed; its steps are the same whatever these are.
 _WITHOUT_RESULT = ("tracker", "workers", "checkpoint_minutes")
 HISTORY = {"step": pl.Int64, "epoch": pl.Float64, "name": pl.String, "value": pl.Float64}
@@ -41,7 +44,7 @@ class TrainingRun:
         tags: what a tracker shall say of the run besides.
 
     Attributes:
-        folder: where `fit` keeps whatever it needs to continue. Removed after success.
+        folder: where `fit` keeps whatever it needs to continue. Removed after success, but for `ended_at`.
         continued_from: step from which this process continues, or None for a new training.
     """
 
@@ -82,6 +85,21 @@ class TrainingRun:
     @property
     def _run_id(self) -> Path:
         return self.folder / "tracker-run-id"
+
+    @property
+    def ended_at(self) -> int | None:
+        """The last step, if this very job of a cluster has ended the training already.
+
+        A job that is preempted, or loses its node, after the training and before the workflow has taken note of it
+        starts once more under its number, without the outputs.
+        """
+        mark = read_json(self._ended) if self._ended.exists() else {}
+        mine = mark and mark["job"] == os.environ.get(_JOB) and self.best.exists()
+        return int(mark["step"]) if mine else None
+
+    @property
+    def _ended(self) -> Path:
+        return self.folder / "ended.json"
 
     def begin(self, step: int | None = None) -> None:
         """Open history and tracker; `step` is the step of the checkpoint that training continues from."""
@@ -147,10 +165,21 @@ class TrainingRun:
             self._tracker.close(succeeded=False)
 
     def discard_resume(self) -> None:
-        """Forget the checkpoints of this and of other, unfinished trainings of the experiment."""
+        """Forget the checkpoints of this and of other, unfinished trainings of the experiment.
+
+        In a job of a cluster what `ended_at` needs stays until another training ends: the best weights and the history.
+        """
         gone = self._paths.resume.with_name(".resume.old")
         shutil.rmtree(gone, ignore_errors=True)
-        if self._paths.resume.exists():
+        if os.environ.get(_JOB):
+            last = max((row[0] for row in self._rows), default=0)
+            write_json(self._ended, {"job": os.environ[_JOB], "step": last})
+            (self.folder / "last.ckpt").unlink(missing_ok=True)
+            gone.mkdir()
+            for other in self._paths.resume.iterdir():
+                if other != self.folder:
+                    other.rename(gone / other.name)
+        elif self._paths.resume.exists():
             self._paths.resume.rename(gone)  # at once, so that a kill leaves all of it or nothing
         shutil.rmtree(gone, ignore_errors=True)
 

@@ -271,6 +271,33 @@ def test_a_signal_stops_after_the_step_and_the_next_run_continues_there(
     assert {path: path.read_bytes() for path in whole} == whole
 
 
+def test_a_job_that_starts_again_after_its_training_ended_does_not_repeat_it(
+    experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    train_stage.run(settings(), experiment)
+    outputs = (experiment.model, experiment.history, experiment.settings)
+    whole = {path: path.read_bytes() for path in outputs}
+    for path in (*outputs, experiment.run):
+        path.unlink()  # as Snakemake does with what a killed job left
+    MODEL_ARGUMENTS["fail_at"] = 1
+    for _ in range(2):
+        train_stage.run(settings(), experiment)
+        assert {path: path.read_bytes() for path in whole} == whole
+        assert json.loads(experiment.run.read_text())["continued_from_step"] == 24
+    assert not list(experiment.resume.glob("*/last.ckpt"))
+    with pytest.raises(KilledError):
+        train_stage.run(settings(lr=0.02), experiment)
+    monkeypatch.setenv("SLURM_JOB_ID", "78")  # another job was asked for, and trains
+    with pytest.raises(KilledError):
+        train_stage.run(settings(), experiment)
+    MODEL_ARGUMENTS.clear()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    train_stage.run(settings(), experiment)
+    assert experiment.model.read_bytes() == whole[experiment.model]
+    assert not experiment.resume.exists()
+
+
 def test_training_outside_of_the_main_thread_gets_no_signals_and_ends(experiment: ExperimentPaths) -> None:
     thread = threading.Thread(target=train_stage.run, args=(settings(), experiment))
     thread.start()
