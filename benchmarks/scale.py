@@ -166,6 +166,7 @@ def run(sizes: Sequence[int] = _SIZES) -> list[Row]:
     for stage in _STAGES:
         exponents = [growth(found, stage, what) for what in ("cpu_s", "peak_mb")]
         lines.append(f"| {stage} | {' | '.join('-' if e is None else f'{e:.2f}' for e in exponents)} |")
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "scale.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = []
     for m in found:
