@@ -111,25 +111,25 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # Every process's loss depends on a row: its gradient is the sum of what they all say. A copy, because other
-        # nodes of the graph may hold the same tensor.
-        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(gradient)
-        return gradient[ctx.share.mine], None
+        # Every process's loss depends on a row: its gradient is the sum of what they all say.
+        return _added(gradients[0])[ctx.share.mine], None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        torch.distributed.all_reduce(total)
-        return total
+        return _added(own)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(gradient)
-        return gradient
+        return _added(gradients[0])
+
+
+def _added(own: Tensor) -> Tensor:
+    """The sum over all processes; a copy, because other nodes of the graph may hold the same tensor."""
+    total = own.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    return total
 
 
 def synchronised(network: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ class StopRequest:
 
     @property
     def name(self) -> str:
-        return signal.Signals(self.signal).name if self.signal else "no signal"
+        return signal.Signals(self.signal).name if self.signal else "a signal to another process"
 
     def listen(self) -> None:
         """From now on the signals are noted, whoever else has asked for them. Only the main thread gets any."""
