@@ -16,7 +16,7 @@ os.environ.update(cfg.site.environment())  # account and tracking server: where,
 
 
 wildcard_constraints:
-    experiment="|".join(cfg.experiments),
+    experiment="|".join(cfg.known),
     shard=r"\d+",
 
 

@@ -13,6 +13,12 @@ def code_of(stage):
     return lambda wildcards: cfg.code_digest(wildcards.experiment, stage)
 
 
+def start_of(wildcards):
+    """The weights that a training starts from, if they are another experiment's, which is then trained first."""
+    start = cfg.settings(wildcards.experiment).train.start_from
+    return cfg.paths(start).model if start else []
+
+
 def growing(megabytes):
     """Memory that doubles with each attempt of a job."""
     return lambda wildcards, attempt: megabytes * 2 ** (attempt - 1)

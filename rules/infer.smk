@@ -4,6 +4,7 @@ rule infer:
         samples=path.samples,
         model=path.model,
     output:
+        # infer/files/ is not declared: the shards share it, and only some scopes write there.
         shard=path.shard("{shard}"),
     log:
         path.log("infer-{shard}"),

@@ -2,8 +2,10 @@ rule train:
     """Fit the model; it can be interrupted at any time and continues from its last checkpoint."""
     input:
         samples=path.samples,
+        start=start_of,
     output:
-        # train/resume/ is not declared: Snakemake deletes the outputs of a failed job.
+        # train/resume/ is not declared: Snakemake deletes the outputs of a failed job. Nor is train/export/, which
+        # only some scopes leave.
         model=path.model,
         history=path.history,
         settings=path.settings,

@@ -209,12 +209,12 @@ def validate(experiments: tuple[str, ...], config_file: Path, overrides: tuple[s
     from manyscope.commands.validate import validate as check
 
     config = _config(config_file, list(experiments) or None, overrides)
-    problems = [problem for name in config.experiments for problem in check(config, name)]
+    problems = [problem for name in config.known for problem in check(config, name)]
     if problems:
         from manyscope.errors import SettingsError
 
         raise SettingsError(*problems)
-    click.echo(f"{len(config.experiments)} experiment(s) valid: {', '.join(config.experiments)}")
+    click.echo(f"{len(config.known)} experiment(s) valid: {', '.join(config.known)}")
 
 
 @main.command()

@@ -68,7 +68,7 @@ class _Following:
     """Shows what the stages write into their logs, line by line, while Snakemake runs them."""
 
     def __init__(self, config: Config) -> None:
-        self._logs = {name: config.paths(name).log("*") for name in config.experiments}
+        self._logs = {name: config.paths(name).log("*") for name in config.known}
         self._before = {log: log.stat().st_mtime_ns for _, log in self._found()}
         self._read: dict[Path, int] = {}
         self._ended = threading.Event()

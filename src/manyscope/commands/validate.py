@@ -14,7 +14,7 @@ from manyscope.tables.samples import check_samples, read_samples
 
 def validate(config: Config, experiment: str) -> Iterator[str]:
     """Every problem of one experiment, a line each. The settings themselves were checked while loading."""
-    settings, paths = config.experiments[experiment], config.paths(experiment)
+    settings, paths = config.settings(experiment), config.paths(experiment)
     try:
         for problem in find_scope(settings.scope).problems(settings):
             yield f"{experiment}: {problem}"

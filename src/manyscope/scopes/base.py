@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from manyscope.errors import ManyscopeError
 from manyscope.settings.sections import ExperimentSettings
 
 if TYPE_CHECKING:
@@ -96,20 +97,33 @@ class Scope(ABC, Generic[S]):
         """
 
     def fit(self, settings: S, prepared: Path, run: TrainingRun) -> None:
-        """Train and leave the best weights through `run`. The default is Lightning with exact resume; a scope
-        replaces it when another trainer is the field's own."""
-        from manyscope.training.fit import fit, seed_weights
+        """Train, from the weights of `run.start` if it is not None, and leave the best weights through `run`. The
+        default is Lightning with exact resume; a scope replaces it when another trainer is the field's own, and may
+        then leave in `run.export` what other programs of the field read."""
+        from manyscope.training.fit import fit
+        from manyscope.training.seeds import seed_weights
 
         seed_weights(settings.train.seed)
         data = self.data(settings, prepared)
-        fit(data, self.model(settings, data), settings.train, run)
+        network = self.model(settings, data)
+        run.load_start(network)
+        fit(data, network, settings.train, run)
 
-    @abstractmethod
     def predict_batch(self, settings: S, model: nn.Module, batch: Any) -> Objects:
-        """Apply the model, in eval mode and without gradients, to one batch."""
+        """Apply the model, in eval mode and without gradients, to one batch. A scope that replaces `predict` needs
+        none."""
+        raise ManyscopeError(f"scope {self.name!r} has neither predict_batch nor predict")
 
-    def predict(self, settings: S, prepared: Path, weights: Path, sample_ids: Sequence[str]) -> Iterator[Objects]:
-        """Apply the trained weights to the named samples, each exactly once."""
+    def predict(
+        self, settings: S, prepared: Path, weights: Path, sample_ids: Sequence[str], files: Path
+    ) -> Iterator[Objects]:
+        """Apply the trained weights to the named samples, each exactly once.
+
+        A scope that has more to say of a sample than fits into a table, such as masks, writes it into the folder
+        `files`, which need not exist yet. Several shards write there at the same time: each file belongs to one
+        sample, is written whole, and takes the place of an older one. What else lies there may be of samples that are
+        no longer predicted.
+        """
         from manyscope.training.checkpoints import load_weights
         from manyscope.training.predict import on_device
 
@@ -121,12 +135,20 @@ class Scope(ABC, Generic[S]):
         yield from on_device(model, batches, total, lambda batch: self.predict_batch(settings, model, batch))
 
     @abstractmethod
-    def evaluate(self, settings: S, prepared: Path, samples: pl.DataFrame, predictions: pl.DataFrame) -> Evaluation:
-        """Judge the predictions on the test split beside at least one honest baseline, with intervals."""
+    def evaluate(
+        self, settings: S, prepared: Path, files: Path, samples: pl.DataFrame, predictions: pl.DataFrame
+    ) -> Evaluation:
+        """Judge the predictions, and what `predict` wrote into `files`, on the test split beside at least one honest
+        baseline, with intervals."""
 
-    def thumbnails(self, prepared: Path, object_ids: Sequence[str]) -> Iterator[Image | None]:
-        """A small picture of each object for the page, in the order of the ids; None where there is none."""
-        yield from (None for _ in object_ids)
+    def thumbnails(self, prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[Image | None]:
+        """A small picture of each object for the page; None where there is none.
+
+        Args:
+            files: the folder in which `predict` wrote.
+            objects: rows of the predictions, without the embedding, in the order in which pictures are wanted.
+        """
+        yield from (None for _ in range(len(objects)))
 
     def embed_query(self, settings: S, prepared: Path, weights: Path, query: Path | str) -> np.ndarray:
         """The latent vector, (dimensions,) float32, of an image file or text given to `search`.
@@ -134,6 +156,4 @@ class Scope(ABC, Generic[S]):
         Raises:
             ManyscopeError: this scope cannot search by such a query.
         """
-        from manyscope.errors import ManyscopeError
-
         raise ManyscopeError(f"scope {self.name!r} cannot search by image or text", remedy="use --id or --vector")

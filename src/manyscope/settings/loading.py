@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -53,11 +53,13 @@ class Config:
 
     Attributes:
         experiments: name -> settings, in the order in which they were named.
+        known: these, and the experiments whose trained weights they start from.
         shards: slices for parallel inference.
         results: folder of all experiments' files.
     """
 
     experiments: dict[str, ExperimentSettings]
+    known: dict[str, ExperimentSettings]
     shards: int
     results: Path
     site: Site
@@ -68,14 +70,14 @@ class Config:
         Raises:
             ManyscopeError: no experiment of that name takes part.
         """
-        if experiment not in self.experiments:
-            known = list(self.experiments)
+        if experiment not in self.known:
+            known = list(self.known)
             raise ManyscopeError(
                 f"experiment {experiment!r} is unknown",
                 allowed=", ".join(known),
                 remedy=did_you_mean(experiment, known) or f"add it to experiments in {CONFIG_FILE}",
             )
-        return self.experiments[experiment]
+        return self.known[experiment]
 
     def paths(self, experiment: str) -> ExperimentPaths:
         """The files of one experiment; `{experiment}` itself, in braces, gives the patterns of the rules.
@@ -185,15 +187,23 @@ def load_config(
     problems += wrong
     folder = directory / workflow.experiments_folder
     problems += _strangers(given, sorted({*names, *known_experiments(folder)}))
-    loaded = {}
-    for name in names:
+    files = [name for name in known_experiments(folder) if _can_be_name(name)]
+    loaded: dict[str, tuple[ExperimentSettings, Layer]] = {}
+    wanted = list(names)
+    for name in wanted:  # grows by the experiments that these start from
         try:
             loaded[name] = _load(folder / f"{name}.yaml", folder, given.get(name, []), site, site_file)
         except SettingsError as error:
             problems += error.problems
+            continue
+        start = loaded[name][0].train.start_from
+        if start in files and start not in wanted:
+            wanted.append(start)
+    problems += _start_problems(loaded, files)
     if problems:
         raise SettingsError(*dict.fromkeys(problems))
-    return Config(loaded, workflow.shards, workflow.results, site)
+    known = {name: settings for name, (settings, _) in loaded.items()}
+    return Config({name: known[name] for name in names}, known, workflow.shards, workflow.results, site)
 
 
 def load_experiment(
@@ -223,7 +233,7 @@ def load_experiment(
         except SettingsError as error:
             problems += error.problems
     try:
-        settings = _load(file, folder, layers, load_site() if site is None else site, SITE_FILE)
+        settings, _ = _load(file, folder, layers, load_site() if site is None else site, SITE_FILE)
     except SettingsError as error:
         problems += error.problems
     if problems:
@@ -281,7 +291,10 @@ def stage_settings(model: type[ExperimentSettings], stage: str, values: Mapping[
     return model.from_stage_values(stage, dict(values))
 
 
-def _load(file: Path, folder: Path, overrides: Iterable[Layer], site: Site, site_file: Path) -> ExperimentSettings:
+def _load(
+    file: Path, folder: Path, overrides: Iterable[Layer], site: Site, site_file: Path
+) -> tuple[ExperimentSettings, Layer]:
+    """The settings, and what was written of them with its places."""
     if not file.is_file():
         known = known_experiments(folder)
         listed = ", ".join(known) or f"none in {folder}"
@@ -321,7 +334,29 @@ def _load(file: Path, folder: Path, overrides: Iterable[Layer], site: Site, site
     settings, problems = validated(model, final)
     if problems:
         raise SettingsError(*problems)
-    return settings
+    return settings, final
+
+
+def _start_problems(loaded: Mapping[str, tuple[ExperimentSettings, Layer]], files: list[str]) -> Iterator[str]:
+    """What is wrong with the experiments from which others start."""
+    starts = {name: settings.train.start_from for name, (settings, _) in loaded.items()}
+    for name, start in starts.items():
+        if start is None:
+            continue
+        chain = [name]
+        while (following := starts.get(chain[-1])) and following not in chain:
+            chain.append(following)
+        scope = loaded[name][0].scope
+        if start not in files:
+            hint = did_you_mean(start, files)
+            text = f"there is no such experiment, known: {', '.join(files)}" + (f"; {hint}" if hint else "")
+        elif following == name:
+            text = f"a circle ({' starts from '.join([*chain, name])}), allowed: an experiment outside of it"
+        elif start in loaded and loaded[start][0].scope != scope:
+            text = f"an experiment of scope {loaded[start][0].scope!r}, allowed: one of scope {scope!r}"
+        else:
+            continue
+        yield loaded[name][1].problem(("train", "start_from"), f"found {found(start)}, {text}")
 
 
 def _drop_empty_sections(values: dict[str, Any], model: type[Section]) -> None:
@@ -391,12 +426,16 @@ def _strangers(given: Mapping[str, Sequence[Layer]], known: list[str]) -> list[s
     return sorted(problems)
 
 
+def _can_be_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and name not in _RESERVED
+
+
 def _experiment_names(given: Sequence[str] | str, layer: Layer) -> tuple[list[str], list[str]]:
     """The names that can be used, each once, and what is wrong with the others."""
     names = re.split(r"[\s,]+", given.strip(" \t\n,")) if isinstance(given, str) else list(given)
     good, problems = [], []
     for position, name in enumerate(names):
-        if _NAME.fullmatch(name) and name not in _RESERVED:
+        if _can_be_name(name):
             good.append(name)
             continue
         place = ("experiments",) if isinstance(given, str) else ("experiments", position)

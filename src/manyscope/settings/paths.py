@@ -23,6 +23,10 @@ class ExperimentPaths:
     def experiment(self) -> str:
         return self.root.name
 
+    def beside(self, experiment: str) -> ExperimentPaths:
+        """The files of another experiment in the same results folder."""
+        return ExperimentPaths(self.root.parent / experiment)
+
     @property
     def raw(self) -> Path:
         return self.root / "raw"
@@ -65,12 +69,22 @@ class ExperimentPaths:
         return self.train / "resume"
 
     @property
+    def export(self) -> Path:
+        """What a scope's `fit` leaves for its field's own tools, if anything; not a declared output."""
+        return self.train / "export"
+
+    @property
     def infer(self) -> Path:
         return self.root / "infer"
 
     def shard(self, number: int | str) -> Path:
         name = f"{number:02d}" if isinstance(number, int) else number
         return self.infer / f"shard-{name}.parquet"
+
+    @property
+    def files(self) -> Path:
+        """What a scope writes while it predicts, if anything; not a declared output: all shards write here."""
+        return self.infer / "files"
 
     @property
     def predictions(self) -> Path:

@@ -70,6 +70,11 @@ class TrainSettings(Section):
     tracker: Literal["mlflow", "tensorboard", "wandb", "none"] = Field(
         "mlflow", description="Where curves are tracked, beside train/history.parquet."
     )
+    start_from: str | None = Field(
+        None,
+        description="Experiment of the same scope whose trained weights this one starts from; null: random or"
+        " pretrained ones.",
+    )
 
 
 class InferSettings(Section):

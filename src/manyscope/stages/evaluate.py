@@ -24,7 +24,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     scope = find_scope(settings.scope)
     samples, predictions = read_samples(paths.samples), read_predictions(paths.predictions)
     with style():
-        evaluation = scope.evaluate(settings, paths.prepared, samples, predictions)
+        evaluation = scope.evaluate(settings, paths.prepared, paths.files, samples, predictions)
     document = metrics_document(paths.experiment, scope.name, evaluation.headline, evaluation.metrics)
     figures, captions = dict(evaluation.figures), dict(evaluation.captions)
     if paths.history.is_file():

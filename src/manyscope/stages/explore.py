@@ -30,7 +30,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     squared, neighbours = nearest_neighbours(embeddings(predictions), settings.explore.neighbours)
 
     rows = pictured(ids, settings.explore.thumbnails)
-    thumbnails = scope.thumbnails(paths.prepared, [ids[row] for row in rows])
+    thumbnails = scope.thumbnails(paths.prepared, paths.files, predictions.drop("embedding")[rows])
     few = len(rows) < len(ids)
     page = Page(
         title=settings.title or paths.experiment,

@@ -14,7 +14,8 @@ from manyscope.tables.samples import chosen_ids, read_samples
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths, shard: int = 0, shards: int = 1) -> None:
-    """Write infer/shard-NN.parquet: the objects of the samples whose hash falls into the shard.
+    """Write infer/shard-NN.parquet: the objects of the samples whose hash falls into the shard. A scope may write
+    files of each sample under infer/files/ besides.
 
     Raises:
         CheckpointError: the weights are missing or of another model.
@@ -24,7 +25,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shard: int = 0, sh
     wanted = [ids[row] for row in np.flatnonzero(shard_of(ids, shards) == shard)]
     output = paths.shard(shard)
     scope = find_scope(settings.scope)
-    batches = scope.predict(settings, paths.prepared, paths.model, wanted) if wanted else ()
+    batches = scope.predict(settings, paths.prepared, paths.model, wanted, paths.files) if wanted else ()
     table, metadata = shard_table(batches, wanted, output)
     write_table(output, table, metadata)
     logger.info("shard %d of %d: %d samples, %d objects", shard, shards, len(wanted), len(table))

@@ -19,11 +19,11 @@ from manyscope.training.run import TrainingRun
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
-    """Write model.ckpt (best weights), history.parquet, settings.yaml and run.json.
+    """Write model.ckpt (best weights), history.parquet, settings.yaml and run.json, and what a scope exports.
 
     Raises:
         DataError: samples.parquet is missing or broken.
-        CheckpointError: the checkpoint to continue from cannot be used.
+        CheckpointError: the checkpoint to continue from, or the weights to start from, cannot be used.
     """
     read_samples(paths.samples)
     digest, code = data_digest(paths.samples), git_state()
@@ -54,6 +54,8 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         "settings_digest": training.settings_digest,
         "data_digest": digest,
         "code_digest": source,
+        "start_from": settings.train.start_from,
+        "start_sha256": training.start_digest,
         "continued_from_step": training.continued_from,
     }
     write_json(paths.run, record)

@@ -17,7 +17,6 @@ import time
 import warnings
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as lightning
 import torch
 import torch.distributed
@@ -28,7 +27,6 @@ from manyscope.data.loading import ScopeData
 from manyscope.errors import CheckpointError, ManyscopeError, StoppedError
 from manyscope.log import logger
 from manyscope.nn.across import Share, sharing, synchronised
-from manyscope.registry import Registry
 from manyscope.settings.sections import TrainSettings
 from manyscope.tables.whole import whole_file
 from manyscope.training import checkpoints
@@ -37,21 +35,12 @@ from manyscope.training.environment import environment
 from manyscope.training.launch import check_world_size, placement
 from manyscope.training.means import Means
 from manyscope.training.memory import keep_freed_memory
+from manyscope.training.optimizers import build_optimizer, rate_factor
 from manyscope.training.run import TrainingRun, check_finite
+from manyscope.training.seeds import seed_step
 from manyscope.training.stopping import StopRequest, ignore_in_loader, stop_request
 
-OPTIMIZERS = Registry(
-    "optimizer",
-    {
-        "adamw": "torch.optim:AdamW",
-        "adam": "torch.optim:Adam",
-        "sgd": "torch.optim:SGD",
-        "rmsprop": "torch.optim:RMSprop",
-        "muon": "manyscope.training.optimizers:MuonAdamW",
-    },
-)
 _LINE_EVERY_S = 10.0
-_PHASES = ("weights", "train", "validation")
 
 
 def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: TrainingRun) -> None:
@@ -124,30 +113,6 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
 def rounds(train: TrainSettings) -> int:
     """How many rounds a training has, each with a check at its end."""
     return max(1, round(train.epochs / train.check_every_epochs))
-
-
-def seed_weights(seed: int) -> None:
-    """Seed what initialises a network, before it is built; the same on every process."""
-    _seed(_state(seed, 0, 0, "weights"))
-
-
-def seed_step(seed: int, step: int, process: int, phase: str = "train") -> int:
-    """Seed torch's and numpy's global generators, differently on each process, for one step in a phase of the training.
-
-    Returns:
-        the seed of the step's further random numbers, those that all processes share.
-    """
-    _seed(_state(seed, step, process + 1, phase))
-    return int(_state(seed, step, 0, phase)[0])
-
-
-def _state(seed: int, step: int, process: int, phase: str) -> np.ndarray:
-    return np.random.SeedSequence((seed, step, process, _PHASES.index(phase))).generate_state(2)
-
-
-def _seed(state: np.ndarray) -> None:
-    torch.manual_seed(int(state[0]))
-    np.random.seed(int(state[1]))  # noqa: NPY002 - models may use numpy's global generator
 
 
 class Training(lightning.LightningModule):
@@ -305,21 +270,10 @@ class Training(lightning.LightningModule):
     # -------------------------------------------------------------------------------------------- optimisation
     def configure_optimizers(self) -> Any:
         s = self._settings
-        arguments = {"lr": s.lr, "weight_decay": s.weight_decay, **s.optimizer_args}
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        try:
-            optimizer = OPTIMIZERS.find(s.optimizer)(parameters, **arguments)
-        except TypeError as error:
-            raise ManyscopeError(
-                f"optimizer {s.optimizer!r} refuses its arguments ({error})", place="train.optimizer_args"
-            ) from error
-        warmup = max(1, round(s.warmup_fraction * self.steps))
+        optimizer = build_optimizer(self.network.parameters(), s)
 
         def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            done = min(1.0, (step - warmup) / max(1, self.steps - warmup))
-            return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[s.schedule]
+            return rate_factor(s, step, self.steps)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

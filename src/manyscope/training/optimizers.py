@@ -1,7 +1,8 @@
-"""An optimiser that torch has in parts: Muon for the matrices of a network, AdamW for all else."""
+"""Optimisers by name, the learning rate of a step, and one optimiser that torch has in parts: Muon with AdamW."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -9,7 +10,45 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from manyscope.errors import ManyscopeError
+from manyscope.registry import Registry
+from manyscope.settings.sections import TrainSettings
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "adamw": "torch.optim:AdamW",
+        "adam": "torch.optim:Adam",
+        "sgd": "torch.optim:SGD",
+        "rmsprop": "torch.optim:RMSprop",
+        "muon": "manyscope.training.optimizers:MuonAdamW",
+    },
+)
 _SMALLEST_SIDE = 16  # below, a matrix is an input or output of few numbers rather than a map between features
+
+
+def build_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> Optimizer:
+    """The optimiser that the settings name, over those of the parameters that learn.
+
+    Raises:
+        ManyscopeError: the optimiser is unknown or refuses its arguments.
+    """
+    arguments = {"lr": settings.lr, "weight_decay": settings.weight_decay, **settings.optimizer_args}
+    try:
+        return OPTIMIZERS.find(settings.optimizer)([p for p in parameters if p.requires_grad], **arguments)
+    except TypeError as error:
+        raise ManyscopeError(
+            f"optimizer {settings.optimizer!r} refuses its arguments ({error})", place="train.optimizer_args"
+        ) from error
+
+
+def rate_factor(settings: TrainSettings, step: int, steps: int) -> float:
+    """The share of the peak learning rate that step `step` of `steps` takes: a linear rise, then the schedule."""
+    warmup = max(1, round(settings.warmup_fraction * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done}.get(settings.schedule, 1.0)
 
 
 class MuonAdamW(Optimizer):

@@ -22,6 +22,8 @@ _PACKAGES = (
     "sep",
     "umap-learn",
     "chromadb",
+    "micro-sam",
+    "torch-em",
 )
 
 

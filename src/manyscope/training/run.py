@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from manyscope.errors import DataError, ManyscopeError
+from manyscope.errors import CheckpointError, DataError, ManyscopeError
 from manyscope.log import logger
 from manyscope.settings.sections import ExperimentSettings
+from manyscope.tables.manifest import file_digest
 from manyscope.tables.parquet import write_table
-from manyscope.tables.whole import read_json, write_json
+from manyscope.tables.whole import read_json, whole_folder, write_json
 from manyscope.training import checkpoints
 from manyscope.training.provenance import settings_digest
 from manyscope.training.tracking import Forgiving
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from manyscope.settings.paths import ExperimentPaths
 
 _JOB = "SLURM_JOB_ID"
+_EXPORT = "export"
 # How the training is followed and fed; its steps are the same whatever these are.
 _WITHOUT_RESULT = ("tracker", "workers", "checkpoint_minutes")
 HISTORY = {"step": pl.Int64, "epoch": pl.Float64, "name": pl.String, "value": pl.Float64}
@@ -35,8 +37,8 @@ HISTORY = {"step": pl.Int64, "epoch": pl.Float64, "name": pl.String, "value": pl
 class TrainingRun:
     """A training that can be killed at any moment.
 
-    Everything lies in a folder under `train/resume/` whose name is a digest of settings, data and code: a run with
-    others never continues from it, and a run that returns to these does.
+    Everything lies in a folder under `train/resume/` whose name is a digest of settings, data, code and the weights to
+    start from: a run with others never continues from it, and a run that returns to these does.
 
     Args:
         data_digest: of the prepared data.
@@ -45,7 +47,12 @@ class TrainingRun:
 
     Attributes:
         folder: where `fit` keeps whatever it needs to continue. Removed after success, but for `ended_at`.
+        start: trained weights of another experiment to start from, or None; those of a checkpoint come before them.
+        start_digest: SHA-256 of that file.
         continued_from: step from which this process continues, or None for a new training.
+
+    Raises:
+        CheckpointError: the weights to start from are missing.
     """
 
     def __init__(
@@ -61,7 +68,13 @@ class TrainingRun:
         self._paths, self._tracker_name, self._tags = paths, settings.train.tracker, tags
         decisive = {k: v for k, v in self.values["train"].items() if k not in _WITHOUT_RESULT}
         self.settings_digest = settings_digest({**self.values, "train": decisive})
-        everything = {"settings": self.settings_digest, "data": data_digest, "code": code_digest}
+        self.start, self.start_digest = _start(settings.train.start_from, paths)
+        everything = {
+            "settings": self.settings_digest,
+            "data": data_digest,
+            "code": code_digest,
+            "start": self.start_digest,
+        }
         self.folder = paths.resume / settings_digest(everything)[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.continued_from: int | None = None
@@ -72,6 +85,19 @@ class TrainingRun:
     def place(self) -> Path:
         """The experiment's folder of this stage, for messages."""
         return self._paths.train
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name."""
+        return self._paths.experiment
+
+    @property
+    def export(self) -> Path:
+        """A folder, made when it is first asked for, in which `fit` may leave what its field's own tools read; it
+        becomes train/export/. Until then it is there for a `fit` that continues, too."""
+        folder = self.folder / _EXPORT
+        folder.mkdir(exist_ok=True)
+        return folder
 
     @property
     def best(self) -> Path:
@@ -134,6 +160,21 @@ class TrainingRun:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         self._tracker.log(step, values)
 
+    def load_start(self, module: nn.Module) -> None:
+        """Load the weights to start from, if there are any.
+
+        Raises:
+            CheckpointError: they are broken, or of another model or shape.
+        """
+        if self.start is None:
+            return
+        try:
+            checkpoints.load_weights(self.start, module, self.scope, self.model)
+        except CheckpointError as error:
+            remedy = "give both experiments the same model and shape of data, or run that experiment's train again"
+            raise CheckpointError(error.found, place=error.place, allowed=error.allowed, remedy=remedy) from error
+        logger.info("weights of %s to start from", self.start)
+
     def save_best(self, module: nn.Module) -> None:
         """Keep these weights as the best so far."""
         checkpoints.save_weights(self.best, module, self.scope, self.model)
@@ -144,7 +185,7 @@ class TrainingRun:
         return pl.DataFrame(self._rows, schema=HISTORY, orient="row")
 
     def finish(self) -> dict[str, Any]:
-        """Write model.ckpt and history.parquet, and return what run.json shall say about the tracker.
+        """Write model.ckpt, history.parquet and export/, and return what run.json shall say about the tracker.
 
         Raises:
             DataError: the scope's `fit` left no weights.
@@ -154,10 +195,22 @@ class TrainingRun:
         write_table(self._paths.history, self.history)
         with checkpoints.whole_file(self._paths.model) as partial:
             shutil.copyfile(self.best, partial)
+        if self.ended_at is None:  # otherwise it was written when the training ended
+            self._publish_export()
         tracker, self._tracker = self._tracker, None
         assert tracker, "begin() comes first"
         tracker.close(succeeded=True)
         return {"tracker": self._tracker_name, "tracker_run_id": tracker.run_id}
+
+    def _publish_export(self) -> None:
+        """Put what `fit` left in the place of what an earlier training left, which would be of other weights."""
+        left = self.folder / _EXPORT
+        if not left.is_dir() or not any(left.iterdir()):
+            shutil.rmtree(self._paths.export, ignore_errors=True)
+            return
+        # Not moved: killed before the end is noted, the training ends once more, and would find its files gone.
+        with whole_folder(self._paths.export) as partial:
+            shutil.copytree(left, partial, copy_function=_link, dirs_exist_ok=True)
 
     def fail(self) -> None:
         """Tell the tracker, if it still follows, that the training ended without success."""
@@ -174,14 +227,36 @@ class TrainingRun:
         if os.environ.get(_JOB):
             last = max((row[0] for row in self._rows), default=0)
             write_json(self._ended, {"job": os.environ[_JOB], "step": last})
-            (self.folder / "last.ckpt").unlink(missing_ok=True)
+            kept = {self.folder, self.best, self._history, self._run_id, self._ended}
             gone.mkdir()
-            for other in self._paths.resume.iterdir():
-                if other != self.folder:
-                    other.rename(gone / other.name)
+            for path in (*self._paths.resume.iterdir(), *self.folder.iterdir()):
+                if path not in kept:
+                    path.rename(gone / path.name)
         elif self._paths.resume.exists():
             self._paths.resume.rename(gone)  # at once, so that a kill leaves all of it or nothing
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _start(experiment: str | None, paths: ExperimentPaths) -> tuple[Path | None, str | None]:
+    """The trained weights of the experiment, and their SHA-256."""
+    if experiment is None:
+        return None, None
+    weights = paths.beside(experiment).model
+    if not weights.is_file():
+        raise CheckpointError(
+            "the weights to start from (train.start_from) are missing",
+            place=weights,
+            remedy=f"run the stage train of experiment {experiment!r} first",
+        )
+    return weights, file_digest(weights)
+
+
+def _link(source: str, target: str) -> None:
+    """As good as a copy where nothing is written into either file, and there at once."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
 
 
 def check_finite(values: Mapping[str, float], step: int, place: Path) -> None:

@@ -40,6 +40,7 @@ def test_unknown_command_has_a_hint(runner: CliRunner) -> None:
         (["train", "--experiment", "galaxies", "--set", "train.lrr=1"], 2, "did you mean 'lr'"),
         (["train", "--experiment", "galaxies", "--set", "train.lr=fast"], 2, "--set galaxies.train.lr"),
         (["train", "--experiment", "galaxies", "--config", "absent.yaml"], 2, "absent.yaml"),
+        (["train", "--experiment", "galaxies", "--set", "train.start_from=galaxis"], 2, "did you mean 'galaxies'"),
         (["train", "--experiment", "galaxies", "--settings", "absent.json"], 1, "absent.json: cannot be read"),
         (["train", "--experiment", "galaxies", "--settings", "{"], 1, "not the settings of a stage"),
         (["train", "--experiment", "galaxies", "--settings", '{"scope": "galaxies", "trian": {}}'], 2, "trian"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 import http.server
+import json
 import os
 import platform
 import shutil
@@ -18,7 +20,9 @@ import pytest
 from click.testing import CliRunner
 
 from manyscope.cli import main
-from manyscope.commands.doctor import CHECKS, Finding, Surroundings, machine, settings
+from manyscope.commands.doctor import CHECKS, Finding, Surroundings, machine, places, settings
+from manyscope.data import weights
+from manyscope.data.weights import Known
 from manyscope.settings import Site, load_config
 
 HERE = Surroundings(Path("config/config.yaml"))
@@ -215,6 +219,58 @@ def test_weights_that_the_site_file_names_have_to_be_there(project: Path) -> Non
     below = settings.weights(Surroundings(Path("c"), site=Site(weights_path=Path("nets/model.ckpt/deeper"))))
     assert below.state == "fail"
     assert "cannot be read (Not a directory)" in below.what
+
+
+def fetched(folder: Path, **sizes: int) -> None:
+    """Files of these sizes, and the manifest that names them."""
+    folder.mkdir(parents=True)
+    for name, size in sizes.items():
+        (folder / name).write_bytes(bytes(size))
+    manifest = {name: {"file": name, "bytes": size, "sha256": "", "source": ""} for name, size in sizes.items()}
+    (folder / places.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("folder", ["nets", "data/weights"])
+def test_weights_that_were_fetched_have_to_stay(folder: str, project: Path) -> None:
+    """In the default folder as well, once there is a manifest."""
+    here = Surroundings(Path("c"), site=Site(weights_path=Path(folder)))
+    fetched(project / folder, net=10, head=2000, other=3)
+    assert settings.weights(here) == Finding("ok", f"weights_path {folder} is there")
+    (project / folder / "net").unlink()
+    (project / folder / "head").write_bytes(b"short")
+    found = settings.weights(here)
+    assert found.state == "fail"
+    named = "does not hold what its manifest.json names: net is missing, head has 5 bytes instead of 2,000"
+    assert found.what == f"missing weights: weights_path {folder} {named}"
+    assert found.remedy.startswith("run `manyscope download --experiment NAME`, or delete ")
+    (project / folder / places.MANIFEST).unlink()
+    assert settings.weights(here).state == "ok"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"net": 1}', '{"net": {"file": "net"}}', "\xff"])
+def test_manifest_that_is_none(text: str, project: Path) -> None:
+    fetched(project / "nets")
+    (project / "nets" / places.MANIFEST).write_text(text, encoding="latin-1")
+    found = settings.weights(Surroundings(Path("c"), site=Site(weights_path=Path("nets"))))
+    assert (found.state, found.what.endswith(" has a manifest.json that is no manifest of weights")) == ("fail", True)
+
+
+def test_what_a_download_in_vain_leaves_is_nothing(project: Path) -> None:
+    (project / "nets").mkdir()
+    (project / "nets/.lock").touch()
+    (project / "nets/.net.arriving").touch()
+    assert places.missing_weights(project / "nets") == "is empty"
+
+
+def test_manifest_is_the_one_that_is_written(project: Path) -> None:
+    """Doctor reads it with the standard library alone."""
+    assert places.MANIFEST == weights.MANIFEST
+    digest = hashlib.sha256(b"net").hexdigest()
+    (project / "net").write_bytes(b"net")
+    weights.fill(project / "nets", ["net"], lambda: {"net": Known("", f"sha256:{digest}", (project / "net",))})
+    assert places.missing_weights(project / "nets") == ""
+    (project / "nets/net").write_bytes(b"nets")
+    assert "net has 4 bytes instead of 3" in places.missing_weights(project / "nets")
 
 
 def test_scratch(project: Path) -> None:

@@ -496,6 +496,10 @@ def test_what_a_node_looks_at(project: Path) -> None:
     marker.write_text("marker")
     seen = json.loads(json.dumps(probe.look(marker, project, None)))
     assert (seen["is_shared"], seen["scratch_writable"], seen["missing_weights"]) == (True, True, "")
+    (project / "nets").mkdir()
+    (project / "nets/manifest.json").write_text('{"net": {"file": "net", "bytes": 3}}')
+    missing = json.loads(json.dumps(probe.look(marker, project, project / "nets")))["missing_weights"]
+    assert missing == "does not hold what its manifest.json names: net is missing"
 
 
 def test_folder_that_is_shut(project: Path) -> None:

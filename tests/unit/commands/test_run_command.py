@@ -322,6 +322,21 @@ def test_lines_of_the_stages_are_shown_and_those_of_earlier_runs_are_not(
     ]
 
 
+def test_an_experiment_to_start_from_is_shown_but_not_asked_for(
+    snakemake: FakeSnakemake, printed: list[Path | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = Path("made/galaxies/logs/train.log")
+
+    def work() -> None:
+        log.parent.mkdir(parents=True)
+        log.write_text("epoch 1\n")
+
+    snakemake.meanwhile = work
+    start("others", overrides=("others.train.start_from=galaxies",))
+    assert chosen(snakemake.started[0])["experiments"] == ["others"]
+    assert capsys.readouterr().out.splitlines() == ["galaxies train: epoch 1"]
+
+
 def test_lines_come_while_snakemake_still_runs(
     snakemake: FakeSnakemake, printed: list[Path | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

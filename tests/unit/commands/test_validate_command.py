@@ -67,6 +67,17 @@ def test_experiment_without_any_data_is_valid(paths: ExperimentPaths) -> None:
     assert not Path("results/two").exists()
 
 
+def test_experiments_that_others_start_from_are_checked_too(paths: ExperimentPaths) -> None:
+    Path("config/experiments/two.yaml").write_text("scope: galaxies\ntrain: {start_from: one}\n")
+    assert validate("two").output == "2 experiment(s) valid: two, one\n"
+    (paths.raw / "a.bin").unlink()
+    (line,) = errors("two")
+    assert "results/one/raw/a.bin: the file is missing" in line
+    (line,) = errors("two", "--set", "two.train.start_from=on")
+    assert line.startswith("--set two.train.start_from: found 'on' (text), there is no such experiment")
+    assert line.endswith("did you mean 'one'?")
+
+
 def test_missing_and_changed_files(paths: ExperimentPaths) -> None:
     (paths.raw / "a.bin").unlink()
     (paths.raw / "b.bin").write_bytes(b"B.BIN")  # of the same size

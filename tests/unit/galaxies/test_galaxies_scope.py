@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
@@ -87,7 +88,8 @@ def test_preprocess_gives_the_same_bytes_again(
 
 
 def test_thumbnails_come_in_the_asked_order(prepared: Path, data: StampData) -> None:
-    pictures = list(Galaxies().thumbnails(prepared, ["sim-000005", "nobody", "sim-000000"]))
+    objects = pl.DataFrame({"object_id": ["sim-000005", "nobody", "sim-000000"]})
+    pictures = list(Galaxies().thumbnails(prepared, prepared.parent / "files", objects))
     assert pictures[1] is None
     for picture, row in ((pictures[0], 5), (pictures[2], 0)):
         assert picture is not None

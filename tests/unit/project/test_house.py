@@ -143,7 +143,10 @@ def lock() -> dict[str, str]:
 
 def test_lock_pins_every_dependency() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    wanted = [
+        *project["dependencies"],
+        *(text for extra in ("cells", "dev") for text in project["optional-dependencies"][extra]),
+    ]
     missing = {normal(re.match(r"[\w.-]+", text)[0]) for text in wanted} - lock().keys()  # type: ignore[index]
     assert not missing
 
@@ -151,7 +154,8 @@ def test_lock_pins_every_dependency() -> None:
 def test_conda_environment_has_the_pins_of_the_lock() -> None:
     pins = lock()
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = {normal(re.match(r"[\w.-]+", text)[0]) for text in project["dependencies"]}  # type: ignore[index]
+    texts = [*project["dependencies"], *project["optional-dependencies"]["cells"]]
+    wanted = {normal(re.match(r"[\w.-]+", text)[0]) for text in texts}  # type: ignore[index]
     environment = YAML(typ="safe").load(REPOSITORY / "envs/manyscope.yaml")
     packages = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
     found = {normal(text.partition("==")[0]): text.partition("==")[2] for text in packages}

@@ -21,9 +21,9 @@ FILES = {
         from manyscope.scopes.base import Scope
 
         class Base(Scope):
-            def thumbnails(self, prepared, ids):
+            def thumbnails(self, prepared, files, objects):
                 from PKG.pictures import draw
-                return draw(ids)
+                return draw(objects)
 
             def evaluate(self, *args):
                 from PKG.base_evaluation import judge

@@ -333,6 +333,72 @@ def test_override_of_an_experiment_that_does_not_take_part_is_left_alone(project
     assert list(load_config().experiments) == ["one"]
 
 
+def test_experiments_that_others_start_from_are_known_and_not_asked_for(project: Any) -> None:
+    project(
+        config="experiments: [two]\nset: [zero.train.lr=8, two.train.epochs=3]",
+        zero=GOOD, one=GOOD + "train: {start_from: zero}\n", two=GOOD + "train:\n  start_from: one\n", other="broken",
+    )  # fmt: skip
+    config = load_config()
+    assert list(config.experiments) == ["two"]
+    assert list(config.known) == ["two", "one", "zero"]
+    assert config.known["two"] is config.experiments["two"]
+    assert config.settings("zero").train.lr == 8
+    assert config.paths("one").model == Path("results/one/train/model.ckpt")
+    assert json.loads(config.stage_json("two", "train"))["train"]["start_from"] == "one"
+    assert len(config.code_digest("zero", "train")) == 64
+    both = load_config(experiments=["one", "two"])
+    assert (list(both.experiments), list(both.known)) == (["one", "two"], ["one", "two", "zero"])
+    assert list(load_config(experiments=["zero"]).known) == ["zero"]
+
+
+def test_start_may_be_given_and_taken_away_by_an_override(project: Any) -> None:
+    project(config="experiments: [two]", one=GOOD, two=GOOD, three=GOOD + "train: {start_from: one}\n")
+    assert list(load_config(overrides=["two.train.start_from=one"]).known) == ["two", "one"]
+    assert list(load_config(experiments=["three"], overrides=["three.train.start_from=null"]).known) == ["three"]
+    (line,) = problems(overrides=["two.train.start_from=tree"])
+    assert line.startswith("--set two.train.start_from: found 'tree' (text), there is no such experiment, known: one, ")
+    assert line.endswith("; did you mean 'three'?")
+
+
+def test_what_is_wrong_with_a_start_names_file_and_line(project: Any) -> None:
+    start = GOOD + "train:\n  lr: 1\n  start_from: {}\n"
+    project(
+        config="experiments: [itself, circle, into, stranger, unknown, number, path]",
+        itself=start.format("itself"),
+        circle=start.format("round"),
+        round=start.format("circle"),
+        into=start.format("circle"),
+        stranger=start.format("plugin"),
+        plugin="scope: fake_scope:Plugin\n",
+        unknown=start.format("stranga"),
+        number=start.format("3"),
+        path=start.format("../experiments/itself"),
+        benchmarks=GOOD,  # which no experiment can be called
+    )
+    unknown = "there is no such experiment, known: circle, into, itself, number, path, plugin, round, stranger, unknown"
+    outside, s = "allowed: an experiment outside of it", "'fake_scope"
+    expected = {
+        "itself": f"found 'itself' (text), a circle (itself starts from itself), {outside}",
+        "circle": f"found 'round' (text), a circle (circle starts from round starts from circle), {outside}",
+        "round": f"found 'circle' (text), a circle (round starts from circle starts from round), {outside}",
+        "stranger": f"found 'plugin' (text), an experiment of scope {s}:Plugin', allowed: one of scope {s}:Fake'",
+        "unknown": f"found 'stranga' (text), {unknown}; did you mean 'stranger'?",
+        "number": "found 3, allowed: text or null; put it in quotes",
+        "path": f"found '../experiments/itself' (text), {unknown}",
+    }
+    lines = [f"config/experiments/{name}.yaml:6: train.start_from: {text}" for name, text in expected.items()]
+    assert sorted(problems()) == sorted(lines)
+
+
+def test_problems_of_an_experiment_to_start_from_are_reported(project: Any) -> None:
+    project(
+        config="experiments: [two, three]",
+        one=GOOD + "train:\n  lrr: 1\n",
+        **dict.fromkeys(("two", "three"), GOOD + "train: {start_from: one}\n"),
+    )
+    assert problems() == ["config/experiments/one.yaml:5: train.lrr: unknown key; did you mean 'lr'?"]
+
+
 def test_other_folders(project: Any) -> None:
     folder = project(config="experiments: [one]\nexperiments_folder: tiny\nresults: out\nsite_file: here.yaml")
     (folder / "tiny").mkdir()

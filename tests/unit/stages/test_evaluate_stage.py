@@ -29,7 +29,8 @@ class Fake(Scope):
     Settings = ExperimentSettings
     data = download = model = predict_batch = preprocess = None
 
-    def evaluate(self, settings, prepared, samples, predictions):
+    def evaluate(self, settings, prepared, files, samples, predictions):
+        written = "".join(file.read_text() for file in files.glob("*.txt"))
         table = predictions.join(samples, on="sample_id").filter(split="test")
         hit = (table["guess"] == table["truth"]).to_numpy()
         rows = compare(
@@ -38,7 +39,7 @@ class Fake(Scope):
         )
         figure, axes = new_figure()
         axes[0, 0].plot([0, 1], [1, 0])
-        return Evaluation("accuracy", rows, {"errors": figure}, {"errors": "Where it errs."})
+        return Evaluation("accuracy", rows, {"errors": figure}, {"errors": "Where it errs." + written})
 """
 
 
@@ -88,6 +89,13 @@ def test_metrics_figures_and_captions_are_written(paths: ExperimentPaths, settin
     for picture in (paths.evaluate / "metrics.png", paths.figures / "errors.png"):
         with Image.open(picture) as image:
             image.verify()
+
+
+def test_a_scope_is_given_the_files_that_it_wrote(paths: ExperimentPaths, settings: ExperimentSettings):
+    paths.files.mkdir(parents=True)
+    (paths.files / "s2.txt").write_text(" Badly.")
+    evaluate.run(settings, paths)
+    assert json.loads((paths.figures / "captions.json").read_text()) == {"errors": "Where it errs. Badly."}
 
 
 def test_curves_of_the_training_are_drawn_where_it_left_a_history(paths: ExperimentPaths, settings: ExperimentSettings):

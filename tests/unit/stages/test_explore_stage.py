@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from manyscope.errors import DataError
 from manyscope.settings.paths import ExperimentPaths
@@ -32,9 +33,13 @@ class Fake(Scope):
     Settings = ExperimentSettings
     data = download = evaluate = model = predict_batch = preprocess = None
 
-    def thumbnails(self, prepared, object_ids):
-        for name in object_ids:
-            yield None if name == "object-3" else Image.new("RGB", (16, 16), (200, 0, 0))
+    def thumbnails(self, prepared, files, objects):
+        # The red says which object it is, unless there is a file of the sample.
+        assert objects.columns == ["object_id", "sample_id", "flux", "outlier_knn"]
+        for name, sample, flux in objects.select("object_id", "sample_id", "flux").iter_rows():
+            drawn = files / f"{sample}.png"
+            picture = Image.open(drawn) if drawn.exists() else Image.new("RGB", (16, 16), (int(10 * flux), 0, 0))
+            yield None if name == "object-3" else picture
 """
 N = 12
 
@@ -112,6 +117,25 @@ def test_pictures_are_bounded_by_a_choice_that_the_page_states(paths: Experiment
     kept = {data["ids"][row] for row in chosen}
     smaller = data["ids"][2:]
     assert kept - set(data["ids"][:2]) <= {smaller[row] for row in explore.pictured(smaller, 4)}
+
+
+def test_pictures_come_from_the_rows_of_the_predictions_and_the_files_of_the_samples(
+    paths: ExperimentPaths, monkeypatch: pytest.MonkeyPatch
+):
+    paths.files.mkdir(parents=True)
+    Image.new("RGB", (16, 16), (0, 0, 255)).save(paths.files / "sample-2.png")
+    shown: dict[int, tuple[int, ...]] = {}
+
+    def keep(path: Path, page: Any) -> None:
+        shown.update({row: picture.getpixel((8, 8)) for row, picture in page.pictures if picture})
+        path.parent.mkdir()
+        path.touch()
+
+    monkeypatch.setattr(explore, "write_page", keep)
+    explore.run(settings(thumbnails=9), paths)
+    rows = set(explore.pictured([f"object-{i}" for i in range(N)], 9)) - {3}
+    assert len(rows & {4, 5}) > 0  # the objects of sample-2
+    assert shown == {row: (0, 0, 255) if row in (4, 5) else (15 * row, 0, 0) for row in rows}
 
 
 def test_no_pictures_no_neighbours_and_three_axes(paths: ExperimentPaths):

@@ -21,13 +21,14 @@ from manyscope.scopes.base import Evaluation, Scope
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings, ModelSettings
 from manyscope.stages import train as train_stage
+from manyscope.tables.manifest import file_digest
 from manyscope.tables.parquet import read_table
 from manyscope.tables.predictions import Objects
 from manyscope.tables.samples import DIGEST_KEY
 from manyscope.training import checkpoints
 from manyscope.training.batches import ValidationBatches
-from manyscope.training.fit import seed_step
 from manyscope.training.run import TrainingRun
+from manyscope.training.seeds import seed_step
 
 
 class KilledError(Exception):
@@ -104,7 +105,7 @@ class Tiny(Scope[ExperimentSettings]):
     def predict_batch(self, settings: Any, model: nn.Module, batch: Any) -> Objects:
         raise NotImplementedError
 
-    def evaluate(self, settings: Any, prepared: Path, samples: Any, predictions: Any) -> Evaluation:
+    def evaluate(self, settings: Any, prepared: Path, files: Path, samples: Any, predictions: Any) -> Evaluation:
         raise NotImplementedError
 
 
@@ -383,6 +384,66 @@ def test_broken_resume_checkpoint_is_named(experiment: ExperimentPaths) -> None:
     last.write_bytes(last.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=str(last)):
         train_stage.run(settings(), experiment)
+
+
+def test_training_starts_from_the_weights_of_another_experiment(experiment: ExperimentPaths) -> None:
+    first = copy_of(experiment, "first")
+    train_stage.run(settings(), first)
+    trained = {k: v for k, v in weights(first).items() if k.endswith((".weight", ".bias"))}
+
+    def moved() -> float:
+        return max(float((weights(experiment)[name] - value).abs().max()) for name, value in trained.items())
+
+    # With such steps a training ends with the weights that it starts from.
+    still = {"lr": 1e-12, "weight_decay": 0, "epochs": 1}
+    train_stage.run(settings(**still, start_from="first"), experiment)
+    record = json.loads(experiment.run.read_text())
+    assert moved() < 1e-9
+    assert (record["start_from"], record["start_sha256"]) == ("first", file_digest(first.model))
+    train_stage.run(settings(**still), experiment)
+    record = json.loads(experiment.run.read_text())
+    assert moved() > 1e-3
+    assert (record["start_from"], record["start_sha256"]) == (None, None)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_killed_training_continues_only_if_it_began_from_the_same_weights(
+    experiment: ExperimentPaths, changed: bool
+) -> None:
+    first, undisturbed = copy_of(experiment, "first"), copy_of(experiment, "undisturbed")
+    train_stage.run(settings(), first)
+    MODEL_ARGUMENTS["fail_at"] = 15
+    with pytest.raises(KilledError):
+        train_stage.run(settings(start_from="first"), experiment)
+    MODEL_ARGUMENTS.clear()
+    if changed:
+        train_stage.run(settings(lr=0.02), first)
+    train_stage.run(settings(start_from="first"), undisturbed)
+    train_stage.run(settings(start_from="first"), experiment)
+    assert json.loads(experiment.run.read_text())["continued_from_step"] == (None if changed else 12)
+    assert same(weights(undisturbed), weights(experiment))
+
+
+def test_weights_to_start_from_that_are_missing_broken_or_of_another_model(
+    experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = copy_of(experiment, "first")
+    with pytest.raises(CheckpointError, match=r"first/train/model\.ckpt: .*missing; run the stage train of .*'first'"):
+        train_stage.run(settings(start_from="first"), experiment)
+    assert not experiment.resume.exists()
+    first.train.mkdir()
+    checkpoints.save_weights(first.model, nn.Linear(4, 1), "tiny", {"name": "net", "args": {}})
+    with pytest.raises(
+        CheckpointError, match=r"first/train/model\.ckpt: tensor 'bias' .* give both experiments the same"
+    ):
+        train_stage.run(settings(start_from="first"), experiment)
+    checkpoints.save_weights(first.model, Net(), "tiny", {"name": "other", "args": {}})
+    with pytest.raises(CheckpointError, match="holds model 'other' of scope 'tiny'; allowed: model 'net'"):
+        train_stage.run(settings(start_from="first"), experiment)
+    first.model.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="run that experiment's train again"):
+        train_stage.run(settings(start_from="first"), experiment)
+    assert not experiment.model.exists()
 
 
 def test_unknown_optimizer_and_missing_samples(experiment: ExperimentPaths) -> None:

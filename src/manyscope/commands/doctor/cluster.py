@@ -56,7 +56,7 @@ def cluster(surroundings: Surroundings) -> Iterator[Finding]:
 
 def asked_for(values: Mapping[str, Any], surroundings: Surroundings) -> list[Request]:
     """What the rules of the profile ask for, for the experiments of the workflow."""
-    experiments = list(surroundings.config.experiments) if surroundings.config else []
+    experiments = list(surroundings.config.known) if surroundings.config else []
     return list(requests(values, surroundings.site, experiments))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from manyscope.commands.doctor.places import has_manifest
 from manyscope.settings import Config, Site
 from manyscope.settings.site import SITE_FILE
 
@@ -49,9 +50,10 @@ class Surroundings:
 
     @property
     def weights(self) -> Path | None:
-        """The folder of weights that the site file names; None where it is the default, which is made when needed."""
+        """The folder in which weights have to be; None where it is the default, which is made when needed, and nothing
+        was fetched into it yet."""
         folder = self.site.weights_path
-        return None if folder == Site().weights_path else folder
+        return None if folder == Site().weights_path and not has_manifest(folder) else folder
 
 
 def first_line(error: object) -> str:

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from manyscope.commands.doctor.finding import Finding, Surroundings, first_line
-from manyscope.commands.doctor.places import can_write, missing_weights
+from manyscope.commands.doctor.places import MANIFEST, can_write, has_manifest, missing_weights
 from manyscope.settings import Site
 
 SITE_TEMPLATE = Path("config/local.template.yaml")
@@ -40,6 +40,8 @@ def weights(surroundings: Surroundings) -> Finding:
     what, remedy = f"weights_path {folder}", f"change its rights, or set weights_path in {surroundings.site_file}"
     if named and (reason := missing_weights(named)):
         fill = f"put the weights there, or take weights_path out of {surroundings.site_file} where none are needed"
+        if has_manifest(folder):
+            fill = f"run `manyscope download --experiment NAME`, or delete what is not needed from {folder / MANIFEST}"
         return Finding("fail", f"missing weights: {what} {reason}", fill)
     if folder.is_dir():
         if can_write(folder):

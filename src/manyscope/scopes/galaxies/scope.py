@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -81,17 +81,17 @@ class Galaxies(Scope[GalaxiesSettings]):
         return describe(model, batch)
 
     def evaluate(
-        self, settings: GalaxiesSettings, prepared: Path, samples: pl.DataFrame, predictions: pl.DataFrame
+        self, settings: GalaxiesSettings, prepared: Path, files: Path, samples: pl.DataFrame, predictions: pl.DataFrame
     ) -> Evaluation:
         from manyscope.scopes.galaxies.evaluate import evaluate
 
         data = self.data(settings, prepared)
         return evaluate(settings.model, settings.evaluate, settings.gather, data, samples, predictions)
 
-    def thumbnails(self, prepared: Path, object_ids: Sequence[str]) -> Iterator[Image | None]:
+    def thumbnails(self, prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[Image | None]:
         from manyscope.scopes.galaxies.data.thumbnails import thumbnails
 
-        yield from thumbnails(prepared, object_ids)
+        yield from thumbnails(prepared, objects["object_id"].to_list())
 
     def embed_query(self, settings: GalaxiesSettings, prepared: Path, weights: Path, query: Path | str) -> np.ndarray:
         from manyscope.scopes.galaxies.model import embed_image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,13 +89,13 @@ class Neutrinos(Scope[NeutrinosSettings]):
         return describe(model, batch)
 
     def evaluate(
-        self, settings: NeutrinosSettings, prepared: Path, samples: pl.DataFrame, predictions: pl.DataFrame
+        self, settings: NeutrinosSettings, prepared: Path, files: Path, samples: pl.DataFrame, predictions: pl.DataFrame
     ) -> Evaluation:
         from manyscope.scopes.neutrinos.evaluate import evaluate
 
         return evaluate(settings.evaluate, self.data(settings, prepared), samples, predictions)
 
-    def thumbnails(self, prepared: Path, object_ids: Sequence[str]) -> Iterator[Image | None]:
+    def thumbnails(self, prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[Image | None]:
         from manyscope.scopes.neutrinos.data.thumbnails import thumbnails
 
-        yield from thumbnails(prepared, object_ids)
+        yield from thumbnails(prepared, objects["object_id"].to_list())
