@@ -44,7 +44,7 @@ docs: $(READY)
 # Pins every package for Python 3.11; the file holds versions only, no addresses.
 lock: $(READY)
 	uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	    --no-emit-find-links --extra dev pyproject.toml --output-file requirements.lock
+	    --no-emit-find-links --extra dev --extra cells pyproject.toml --output-file requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.measure import table, write_rows
 
-NAMES = ("startup", "hyrax", "neutrinos", "ablation")
+NAMES = ("startup", "hyrax", "neutrinos", "ablation", "cells")
 LONG = ("scale",)  # only by name: these take more than half an hour
 
 

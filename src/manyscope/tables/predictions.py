@@ -118,7 +118,11 @@ def gather(shards: Sequence[Path], samples: Sequence[str]) -> pl.DataFrame:
         if len(frame):
             frames.append(frame)
     if not frames:
-        raise DataError("no sample has any object", place=shards[0].parent)
+        raise DataError(
+            "no sample has any object",
+            place=shards[0].parent,
+            remedy="train longer or on more data, or see section infer",
+        )
     widths = {f.schema["embedding"].shape for f in frames}  # type: ignore[attr-defined]
     if len(widths) > 1:
         raise DataError(f"embeddings have different sizes {sorted(widths)}", place=shards[0].parent)

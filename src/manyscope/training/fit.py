@@ -19,12 +19,11 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
-import torch.distributed
 from torch import nn
 from torch.utils.data import DataLoader
 
 from manyscope.data.loading import ScopeData
-from manyscope.errors import CheckpointError, ManyscopeError, StoppedError
+from manyscope.errors import CheckpointError, ManyscopeError
 from manyscope.log import logger
 from manyscope.nn.across import Share, sharing, synchronised
 from manyscope.settings.sections import TrainSettings
@@ -39,6 +38,7 @@ from manyscope.training.optimizers import build_optimizer, rate_factor
 from manyscope.training.run import TrainingRun, check_finite
 from manyscope.training.seeds import seed_step
 from manyscope.training.stopping import StopRequest, ignore_in_loader, stop_request
+from manyscope.training.together import any_process, check_same_step
 
 _LINE_EVERY_S = 10.0
 
@@ -163,15 +163,7 @@ class Training(lightning.LightningModule):
     # -------------------------------------------------------------------------------------------------- steps
     def on_train_start(self) -> None:
         self.stop.listen()  # Lightning has a handler of its own by now, one that talks to other processes
-        if self.trainer.world_size > 1:
-            steps = torch.tensor([-self.global_step, self.global_step], device=self.device)
-            torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MAX)
-            if steps.sum():
-                raise CheckpointError(
-                    f"processes would continue from steps {-int(steps[0])} to {int(steps[1])}",
-                    place=self._run.folder,
-                    remedy="a checkpoint was just being written, or the file system shows it late: start again",
-                )
+        check_same_step(self.global_step, self.device, self._run.folder)
 
     def training_step(self, shared: tuple[Any, int, int], index: int) -> torch.Tensor:
         batch, own, samples = shared
@@ -202,21 +194,11 @@ class Training(lightning.LightningModule):
             self._stop_if_asked()
 
     def _any(self, answer: bool) -> bool:
-        """Whether any process says so."""
-        if self.trainer.world_size == 1:
-            return answer
-        said = torch.tensor(float(answer), device=self.device)
-        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
-        return bool(said)
+        return any_process(answer, self.device)
 
     def _stop_if_asked(self) -> None:
         if self._any(self.stop.signal > 0):
-            raise StoppedError(
-                f"{self.stop.name} stopped the training at step {self.global_step} of {self.steps}; the checkpoint is"
-                " written",
-                place=self._run.place,
-                remedy="the same command continues",
-            )
+            raise self.stop.error(self.global_step, self.steps, self._run.place)
 
     def on_train_epoch_end(self) -> None:
         step = self.global_step

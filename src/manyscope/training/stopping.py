@@ -6,7 +6,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+from manyscope.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -25,6 +28,14 @@ class StopRequest:
     @property
     def name(self) -> str:
         return signal.Signals(self.signal).name if self.signal else "a signal to another process"
+
+    def error(self, step: int, steps: int, place: Path) -> StoppedError:
+        """To be raised once the checkpoint is written."""
+        return StoppedError(
+            f"{self.name} stopped the training at step {step} of {steps}; the checkpoint is written",
+            place=place,
+            remedy="the same command continues",
+        )
 
     def listen(self) -> None:
         """From now on the signals are noted, whoever else has asked for them. Only the main thread gets any."""

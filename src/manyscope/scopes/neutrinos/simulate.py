@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from manyscope.data.linking import absolute
 from manyscope.errors import DataError
 from manyscope.log import progress
 from manyscope.scopes.neutrinos.data.detector import (
@@ -35,7 +36,6 @@ from manyscope.scopes.neutrinos.data.detector import (
     write_geometry,
 )
 from manyscope.scopes.neutrinos.data.kaggle import GEOMETRY, TRAIN_META, kaggle_files
-from manyscope.scopes.neutrinos.data.reading import absolute
 from manyscope.settings.code import module_digest
 from manyscope.tables.manifest import ManifestEntry
 from manyscope.tables.parquet import read_metadata, write_table

@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from manyscope.data.linking import absolute, link
 from manyscope.errors import SettingsError
 from manyscope.scopes.neutrinos.data.detector import MODULES_PER_STRING, STRINGS, Detector, built_in_detector
 from manyscope.scopes.neutrinos.data.reading import (
     ANGLE_COLUMNS,
-    absolute,
     check_angles,
     check_charge,
-    link,
     read_column,
     read_schema,
     read_truth,

@@ -17,13 +17,12 @@ from urllib.parse import unquote
 
 import polars as pl
 
+from manyscope.data.linking import absolute, link
 from manyscope.errors import DataError, ManyscopeError, MissingDependencyError
 from manyscope.log import logger, progress
 from manyscope.scopes.neutrinos.data.detector import read_detector
 from manyscope.scopes.neutrinos.data.reading import (
-    absolute,
     check_events,
-    link,
     read_meta,
     read_pulses,
     read_truth,

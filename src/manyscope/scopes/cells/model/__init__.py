@@ -1,0 +1,1 @@
+"""The Segment Anything model: building, training through micro_sam, exporting, segmenting."""
