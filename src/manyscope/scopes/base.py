@@ -7,7 +7,7 @@ experiment before it runs anything; torch and its kin are imported inside the me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -95,6 +95,15 @@ class Scope(ABC, Generic[S]):
         other scalar to be logged; in eval mode the same call validates. Before each step, training sets its attribute
         `progress`, if it has one, to the share of the steps that are done. See docs/bring-your-own.md.
         """
+
+    def pretrained(self, settings: S) -> Mapping[str, str]:
+        """Files of weights from elsewhere that a training starts from, each with its SHA-256: a training that began
+        with others is never continued.
+
+        Raises:
+            CheckpointError: a file is missing or changed.
+        """
+        return {}
 
     def fit(self, settings: S, prepared: Path, run: TrainingRun) -> None:
         """Train, from the weights of `run.start` if it is not None, and leave the best weights through `run`. The

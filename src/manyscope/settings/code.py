@@ -23,7 +23,7 @@ from manyscope.errors import ManyscopeError, did_you_mean
 SCOPE_METHODS: dict[str, tuple[str, ...]] = {
     "download": ("download",),
     "preprocess": ("preprocess",),
-    "train": ("data", "model", "fit"),
+    "train": ("data", "model", "pretrained", "fit"),
     "infer": ("data", "model", "predict", "predict_batch"),
     "gather": (),
     "umap": (),

@@ -28,11 +28,13 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     read_samples(paths.samples)
     digest, code = data_digest(paths.samples), git_state()
     source = stage_code_digest(settings, "train")
-    training = TrainingRun(settings, paths, digest, source, {"git_commit": str(code["commit"]), "data_digest": digest})
+    scope = find_scope(settings.scope)
+    tags, pretrained = {"git_commit": str(code["commit"]), "data_digest": digest}, scope.pretrained(settings)
+    training = TrainingRun(settings, paths, digest, source, tags, pretrained)
     ended_at = training.ended_at
     if ended_at is None:
         try:
-            find_scope(settings.scope).fit(settings, paths.prepared, training)
+            scope.fit(settings, paths.prepared, training)
         except BaseException:
             training.fail()
             raise
@@ -56,6 +58,7 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         "code_digest": source,
         "start_from": settings.train.start_from,
         "start_sha256": training.start_digest,
+        "pretrained": dict(pretrained),
         "continued_from_step": training.continued_from,
     }
     write_json(paths.run, record)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import time
 import warnings
@@ -36,7 +35,7 @@ from manyscope.training.means import Means
 from manyscope.training.memory import keep_freed_memory
 from manyscope.training.optimizers import build_optimizer, rate_factor
 from manyscope.training.run import TrainingRun, check_finite
-from manyscope.training.seeds import seed_step
+from manyscope.training.seeds import repeatable, seed_step
 from manyscope.training.stopping import StopRequest, ignore_in_loader, stop_request
 from manyscope.training.together import any_process, check_same_step
 
@@ -53,8 +52,7 @@ def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: Training
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # its own use of a renamed class
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's matrix products are not repeatable
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    repeatable()
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # and used where it is wanted
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     keep_freed_memory()

@@ -36,7 +36,7 @@ def build_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> Op
     arguments = {"lr": settings.lr, "weight_decay": settings.weight_decay, **settings.optimizer_args}
     try:
         return OPTIMIZERS.find(settings.optimizer)([p for p in parameters if p.requires_grad], **arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ManyscopeError(
             f"optimizer {settings.optimizer!r} refuses its arguments ({error})", place="train.optimizer_args"
         ) from error

@@ -44,6 +44,7 @@ class TrainingRun:
         data_digest: of the prepared data.
         code_digest: of the source that the training runs.
         tags: what a tracker shall say of the run besides.
+        pretrained: files of weights from elsewhere that it starts from, each with its SHA-256.
 
     Attributes:
         folder: where `fit` keeps whatever it needs to continue. Removed after success, but for `ended_at`.
@@ -62,6 +63,7 @@ class TrainingRun:
         data_digest: str,
         code_digest: str,
         tags: Mapping[str, str],
+        pretrained: Mapping[str, str] | None = None,
     ) -> None:
         self.values = settings.stage_values("train")
         self.scope, self.model = settings.scope, self.values["model"]
@@ -74,6 +76,7 @@ class TrainingRun:
             "data": data_digest,
             "code": code_digest,
             "start": self.start_digest,
+            "pretrained": sorted((pretrained or {}).values()),
         }
         self.folder = paths.resume / settings_digest(everything)[:16]
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 
 _PHASES = ("weights", "train", "validation")
+
+
+def repeatable() -> None:
+    """Let torch choose algorithms that give the same digits each time, where it has any."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's matrix products are not repeatable
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def seed_weights(seed: int) -> None:

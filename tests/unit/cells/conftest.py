@@ -1,4 +1,4 @@
-"""A small simulated data set, prepared once; and folders of images as a user may have them."""
+"""A small simulated data set, prepared once; folders of images as a user may have them; and models briefly trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from manyscope.scopes.cells.data.images import CellImages
 from manyscope.scopes.cells.data.prepare import prepare
@@ -27,11 +26,10 @@ from manyscope.settings.paths import ExperimentPaths
 from manyscope.tables.manifest import describe
 from manyscope.tables.parquet import write_table
 from manyscope.tables.samples import check_samples
-from manyscope.training.checkpoints import load_weights
-from manyscope.training.run import TrainingRun
 
 if TYPE_CHECKING:
     from manyscope.scopes.cells.model.networks import CellSegmenter
+    from manyscope.training.run import TrainingRun
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +124,8 @@ class Training:
     steps: list[tuple[int, float, float]]
 
     def checkpoint(self, name: str) -> dict[str, Any]:
+        import torch
+
         return torch.load(self.run.folder / "checkpoints" / "small" / f"{name}.pt", weights_only=True)
 
 
@@ -136,6 +136,7 @@ def train(small_images: Path) -> Callable[[CellsSettings, Path], Training]:
     def train(settings: CellsSettings, folder: Path) -> Training:
         from manyscope.scopes.cells.model.fit import fit
         from manyscope.scopes.cells.model.trainer import Continued
+        from manyscope.training.run import TrainingRun
 
         steps: list[tuple[int, float, float]] = []
         note = Continued.note
@@ -181,6 +182,7 @@ def seeing(
 @pytest.fixture
 def seeing_model(seeing: Training) -> CellSegmenter:
     from manyscope.scopes.cells.model.networks import build
+    from manyscope.training.checkpoints import load_weights
 
     model = build(seeing.settings.model)
     load_weights(seeing.run.best, model, "cells", seeing.settings.model.model_dump(mode="json"))

@@ -14,6 +14,7 @@ from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings, ModelSettings
 from manyscope.stages import train as train_stage
 from manyscope.tables.samples import DIGEST_KEY
+from manyscope.tables.whole import read_json
 from manyscope.training import run as run_module
 from manyscope.training.run import TrainingRun
 
@@ -33,8 +34,12 @@ class OwnTrainer:
     """
 
     def __init__(self) -> None:
+        self.weights: dict[str, str] = {}
         self.exports: dict[str, str] | None = {"model.pt": "one", "logs/events.txt": "line"}
         self.seen: list[tuple[bool, list[str]]] = []
+
+    def pretrained(self, settings: Any) -> dict[str, str]:
+        return self.weights
 
     def fit(self, settings: Any, prepared: Path, run: TrainingRun) -> None:
         checkpoint = run.folder / "own" / "latest.pt"
@@ -183,3 +188,14 @@ def test_where_the_disk_knows_no_links_files_are_copied(
     monkeypatch.setattr(run_module.os, "link", refuse)
     train(paths)
     assert exported(paths) == {"tiny/model.pt": "one", "tiny/logs/events.txt": "line"}
+
+
+def test_a_training_that_began_with_other_pretrained_weights_is_not_continued(
+    paths: ExperimentPaths, trainer: OwnTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.weights = {"weights/vit_b": "aa"}
+    killed_in(monkeypatch, train_stage, "write_json", lambda: train(paths))
+    trainer.weights = {"weights/vit_b": "bb"}
+    train(paths)
+    assert [continued for continued, _ in trainer.seen] == [False, False]
+    assert read_json(paths.run)["pretrained"] == {"weights/vit_b": "bb"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -11,6 +11,7 @@ from manyscope.data.loading import ScopeData
 from manyscope.errors import ManyscopeError, MissingDependencyError
 from manyscope.scopes.base import Evaluation, Scope
 from manyscope.scopes.cells.settings import CellsSettings
+from manyscope.tables.manifest import file_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +70,8 @@ class Cells(Scope[CellsSettings]):
     def problems(self, settings: CellsSettings) -> Iterator[str]:
         from manyscope.scopes.cells.data.sources import SOURCES, find_source
         from manyscope.scopes.cells.data.weights import problems
+        from manyscope.scopes.cells.model.names import image_size
+        from manyscope.scopes.cells.model.tiling import Tiling
 
         try:
             SOURCES.path(settings.download.source)
@@ -77,6 +80,23 @@ class Cells(Scope[CellsSettings]):
         else:
             yield from find_source(settings.download.source).problems(settings.download)
         yield from problems(settings.download.weights, settings.model.name, settings.model.weights)
+        if "test" not in settings.infer.splits:
+            yield "infer.splits: without 'test' the masks cannot be judged; add it"
+        try:
+            side = image_size(settings.model)
+            if side:
+                Tiling.of(settings.model, side)
+                Tiling.of(settings.model, side, settings.infer.tile_px, settings.infer.halo_px)
+        except ManyscopeError as error:
+            yield str(error)
+
+    def pretrained(self, settings: CellsSettings) -> Mapping[str, str]:
+        from manyscope.scopes.cells.data.weights import require
+
+        if settings.model.weights is None or settings.train.start_from:
+            return {}
+        found = require(settings.model.weights, settings.model.name)
+        return {str(file): file_digest(file) for file in (found.checkpoint, found.decoder) if file}
 
     def data(self, settings: CellsSettings, prepared: Path) -> CellImages:
         from manyscope.scopes.cells.data.images import CellImages

@@ -16,6 +16,7 @@ from manyscope.settings.sections import (
     ModelSettings,
     PreprocessSettings,
     Section,
+    Seed,
     TrainSettings,
 )
 
@@ -121,6 +122,9 @@ class CellsPreprocess(PreprocessSettings):
 
     validation_fraction: Fraction = Field(0.15, description="Share of the images that choose weights and thresholds.")
     test_fraction: Fraction = Field(0.25, description="Share of the images that only evaluate sees.")
+    split_seed: Seed = Field(
+        0, description="Seed of the split. Few images are ranked by a hash: one more may move another."
+    )
     split_by: Literal["hash", "time"] = Field(
         "hash", description="hash: by the image's group; time: the last frames are test, those before validation."
     )
@@ -281,6 +285,15 @@ class CellsSettings(ExperimentSettings):
             raise ValueError("train.freeze: image_encoder cannot be frozen while model.peft trains it")
         if self.download.source == "folder" and self.download.folder.images is None:
             raise ValueError("download.folder.images: the source 'folder' needs a folder of images")
+        parts = {"image_encoder", "prompt_encoder", "mask_decoder"}
+        if self.train.mode == "full" and parts <= set(self.train.freeze):
+            raise ValueError(
+                "train.freeze: with all parts frozen, train.mode 'full' has nothing to train: use 'instance'"
+            )
+        if self.train.mode == "full" and not self.train.min_instances:
+            raise ValueError("train.min_instances: train.mode 'full' prompts cells, of which a patch needs one or more")
+        if self.train.schedule == "plateau" and self.train.warmup_fraction:
+            raise ValueError("train.warmup_fraction: the schedule 'plateau' has no warm-up: use 0")
         if self.model.name.startswith("vit_") and self.model.decoder_features != MICRO_SAM_FEATURES:
             raise ValueError(
                 f"model.decoder_features: micro_sam could not read {self.model.name!r} with"

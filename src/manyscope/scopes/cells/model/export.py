@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from manyscope.errors import CheckpointError
-from manyscope.scopes.cells.model.networks import MODELS, CellSegmenter, architecture
+from manyscope.scopes.cells.model.names import ARCHITECTURES, MODELS, architecture
+from manyscope.scopes.cells.model.networks import CellSegmenter
 from manyscope.training import checkpoints
 
 if TYPE_CHECKING:
     from manyscope.scopes.cells.settings import CellsModel
-
-_KNOWN = ("vit_t", "vit_b", "vit_l", "vit_h")
 
 
 def export(model: CellSegmenter, path: Path) -> None:
@@ -64,7 +63,7 @@ def known_to_micro_sam(settings: CellsModel) -> Iterator[str]:
     micro_sam has a fixed list of architectures. The small one and a model of one's own take the place of vit_b in it.
     """
     name = architecture(settings.name)
-    if name in _KNOWN:
+    if name in ARCHITECTURES:
         yield name
         return
     import micro_sam.instance_segmentation as segmentation
@@ -93,7 +92,7 @@ def known_to_micro_sam(settings: CellsModel) -> Iterator[str]:
 
 
 def _size(settings: CellsModel) -> dict[str, Any]:
-    return dict(settings.args) if architecture(settings.name) in _KNOWN else {}
+    return dict(settings.args) if architecture(settings.name) in ARCHITECTURES else {}
 
 
 def _peft(settings: CellsModel) -> dict[str, Any]:

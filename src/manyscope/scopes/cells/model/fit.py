@@ -15,11 +15,13 @@ import torch.distributed
 
 from manyscope.errors import CheckpointError, ManyscopeError
 from manyscope.log import logger
+from manyscope.nn.across import synchronised
 from manyscope.scopes.cells.model import networks
 from manyscope.scopes.cells.model.export import export, proven
 from manyscope.scopes.cells.model.patches import Patches, patches_per_epoch
 from manyscope.scopes.cells.model.pretrained import decoder_weights, load_pretrained
 from manyscope.scopes.cells.model.thresholds import choose_thresholds
+from manyscope.scopes.cells.model.tiling import Tiling
 from manyscope.scopes.cells.model.trainer import (
     FullHistory,
     FullTrainer,
@@ -33,7 +35,7 @@ from manyscope.training.environment import environment
 from manyscope.training.launch import check_world_size, placement
 from manyscope.training.memory import keep_freed_memory
 from manyscope.training.optimizers import build_optimizer
-from manyscope.training.seeds import seed_weights
+from manyscope.training.seeds import repeatable, seed_weights
 from manyscope.training.stopping import stop_request
 from manyscope.training.together import check_same_step
 
@@ -55,17 +57,18 @@ def fit(settings: CellsSettings, data: CellImages, run: TrainingRun) -> None:
         ManyscopeError: the model cannot be built, the loss is not finite, or processes are missing.
     """
     keep_freed_memory()
+    repeatable()
     rank, processes = _join()
-    try:
-        seed_weights(settings.train.seed)
-        model = networks.build(settings.model, decoder_weights(settings.model, run.start))
+    seed_weights(settings.train.seed)
+    model = networks.build(settings.model, decoder_weights(settings.model, run.start))
+    Tiling.of(settings.model, model.image_size)  # what the thresholds are chosen with shall not fail after the training
+    if not run.start:
         load_pretrained(model, settings.model)
-        _start(settings, model, run)
-        networks.freeze(model, settings.train.freeze)
-        _train(settings, data, model, run, rank, processes)
-    finally:
-        if processes > 1:
-            torch.distributed.destroy_process_group()
+    _start(settings, model, run)
+    networks.freeze(model, settings.train.freeze)
+    _train(settings, data, model, run, rank, processes)
+    if processes > 1:  # only after success: after an error the others may never come to it
+        torch.distributed.destroy_process_group()
     if rank:
         return
     checkpoints.load_weights(run.best, model, settings.scope, settings.model.model_dump(mode="json"))
@@ -130,6 +133,8 @@ def _train(
     labelled = [(data.image_file(row), data.label_file(row)) for row in data.labelled("validation")]
     patches = Patches(files, train, settings.model.patch_px, "train")
     validation = Patches(labelled, train, settings.model.patch_px, "validation")
+    for some in (patches, validation):  # which fails where there are no patches with enough cells
+        some[0]
     steps_per_epoch = patches_per_epoch(train, len(files)) / train.batch_size
     last = run.folder / "checkpoints" / run.experiment / "latest.pt"
     begun = checkpoints.load(last) if last.exists() else None
@@ -173,6 +178,8 @@ def _trainer(
 
     train, device = plan.settings, _device()
     model.to(device)
+    if plan.processes > 1:
+        synchronised(model.unetr)
     optimizer = build_optimizer(model.parameters(), train)
     scheduler = None
     if train.schedule == "plateau":

@@ -11,16 +11,13 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from manyscope.errors import ManyscopeError
-from manyscope.registry import Registry
+from manyscope.scopes.cells.model.names import ARCHITECTURES, MODELS, architecture
 
 if TYPE_CHECKING:
     from torch_em.model import UNETR
 
     from manyscope.scopes.cells.settings import CellsModel, PeftSettings
 
-_HERE = "manyscope.scopes.cells.model.networks"
-MODELS = Registry("model", {name: f"{_HERE}:{name}" for name in ("tiny", "vit_t", "vit_b", "vit_l", "vit_h")})
-_ARCHITECTURES = ("vit_t", "vit_b", "vit_l", "vit_h")
 _PEFT = {
     "lora": "LoRASurgery",
     "fact": "FacTSurgery",
@@ -37,11 +34,6 @@ _FEATURES = 256
 _DECODER_FEATURES = 64
 
 
-def architecture(name: str) -> str:
-    """The architecture of a model of micro_sam's registry: what stands before its suffix, such as vit_b of vit_b_lm."""
-    return name[:5] if name[:5] in _ARCHITECTURES else name
-
-
 def tiny(image_size: int = 256, embed_dim: int = 192, depth: int = 4, heads: int = 6) -> Sam:
     """A Segment Anything model for a CPU, to be trained from random numbers: every part of the real one, with an
     encoder of 2.5 million parameters for images of 256 pixels, every second block of which attends to the whole image.
@@ -50,11 +42,11 @@ def tiny(image_size: int = 256, embed_dim: int = 192, depth: int = 4, heads: int
         image_size: width and height in pixels to which an image is brought; a multiple of 16.
         embed_dim: width of the encoder; a multiple of `heads`.
     """
-    if image_size % _PATCH_PX or embed_dim % heads:
+    if min(image_size, embed_dim, heads, depth) < 1 or image_size % _PATCH_PX or embed_dim % heads:
         raise ManyscopeError(
             f"image_size {image_size}, embed_dim {embed_dim}, heads {heads}",
             place="model.args",
-            allowed=f"image_size a multiple of {_PATCH_PX}, embed_dim a multiple of heads",
+            allowed=f"image_size a multiple of {_PATCH_PX}, embed_dim a multiple of heads, none below 1",
         )
     grid = image_size // _PATCH_PX
     encoder = ImageEncoderViT(
@@ -184,7 +176,7 @@ def build(settings: CellsModel, weights: Iterable[str] = ()) -> CellSegmenter:
         ManyscopeError: the arguments do not fit, or a package of the model is missing.
     """
     name = architecture(settings.name)
-    if name in _ARCHITECTURES and settings.decoder_features != _DECODER_FEATURES:
+    if name in ARCHITECTURES and settings.decoder_features != _DECODER_FEATURES:
         raise ManyscopeError(
             f"{settings.decoder_features} features with model {settings.name!r}",
             place="model.decoder_features",
@@ -214,6 +206,11 @@ def add_peft(model: CellSegmenter, settings: PeftSettings) -> None:
         ManyscopeError: the method refuses its arguments, or the encoder has no transformer blocks.
     """
     from micro_sam.models.peft_sam import PEFT_Sam
+
+    if "quantize" in settings.args:
+        raise ManyscopeError(
+            "quantised training is not offered", place="model.peft.args", remedy="leave out 'quantize'"
+        )
 
     try:
         PEFT_Sam(model.sam, **peft_arguments(settings))

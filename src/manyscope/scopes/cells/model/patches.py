@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from manyscope.errors import DataError
 from manyscope.training.stopping import ignore_in_loader
@@ -106,15 +106,41 @@ def patches_per_epoch(settings: CellsTrain, images: int) -> int:
 def batches(
     patches: Patches, numbers: Sequence[Sequence[int]], workers: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of the patches with these numbers, in this order."""
+    """Batches of the patches with these numbers, in this order.
+
+    Raises:
+        DataError: no patch with enough cells is found.
+    """
     loader: DataLoader[Any] = DataLoader(
-        patches,
+        _Answers(patches),
         batch_sampler=[list(some) for some in numbers],
+        collate_fn=_together,
         num_workers=workers,
         worker_init_fn=ignore_in_loader,
         pin_memory=torch.cuda.is_available(),
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+class _Answers(Dataset):
+    """Patches, or the error in the place of one: raised in another process, it would arrive as a traceback."""
+
+    def __init__(self, patches: Patches) -> None:
+        self._patches = patches
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor] | DataError:
+        try:
+            return self._patches[number]
+        except DataError as error:
+            return error
+
+
+def _together(samples: list[Any]) -> Any:
+    wrong = [sample for sample in samples if isinstance(sample, DataError)]
+    return wrong[0] if wrong else default_collate(samples)
 
 
 def _pixels(path: Path) -> int:

@@ -57,7 +57,14 @@ def _read(settings: CellsModel) -> tuple[dict[str, Any], dict[str, Any] | None, 
 
     assert settings.weights, "the caller looks"
     found = require(settings.weights, settings.name)
-    content = checkpoints.load(found.checkpoint)
+    try:
+        content = checkpoints.load(found.checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(
+            "holds more than weights, as the checkpoints of micro_sam's trainers do, or is broken",
+            place=found.checkpoint,
+            remedy="export the model with micro_sam first, and use what that writes",
+        ) from error
     state = content.get("model_state", content)
     if "encoder.pos_embed" in state:
         raise CheckpointError(

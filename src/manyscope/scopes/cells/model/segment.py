@@ -12,56 +12,11 @@ import torch
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from manyscope.errors import ManyscopeError
+from manyscope.scopes.cells.model.tiling import Tiling
 
 if TYPE_CHECKING:
     from manyscope.scopes.cells.model.networks import CellSegmenter
     from manyscope.scopes.cells.settings import CellsInfer, CellsModel
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How an image is cut: blocks of `tile_px` with `halo_px` around each, seen through windows of one size.
-
-    Every window is brought to the size of the encoder's input, so that a cell has the same scale in each of them, and
-    the one that it had in training.
-    """
-
-    tile_px: int
-    halo_px: int
-    grid: int  # the encoder's features of a window, in rows and columns
-
-    @property
-    def window_px(self) -> int:
-        return self.tile_px + 2 * self.halo_px
-
-    @property
-    def stride_px(self) -> int:
-        """Pixels of the image that share one vector of features."""
-        return self.window_px // self.grid
-
-    @classmethod
-    def of(
-        cls, settings: CellsModel, image_size: int, tile_px: int | None = None, halo_px: int | None = None
-    ) -> Tiling:
-        """
-        Args:
-            image_size: width and height in pixels of the encoder's input.
-            tile_px, halo_px: other than those that follow from model.patch_px.
-
-        Raises:
-            ManyscopeError: features of neighbouring tiles would not lie on one grid.
-        """
-        halo = settings.patch_px // 8 if halo_px is None else halo_px
-        tile = settings.patch_px - 2 * halo if tile_px is None else tile_px
-        grid = image_size // 16
-        if tile <= 0 or (tile + 2 * halo) % grid or halo % ((tile + 2 * halo) // grid):
-            raise ManyscopeError(
-                f"tiles of {tile} px with a halo of {halo} px do not fit the encoder's grid of {grid} x {grid}",
-                place="infer.tile_px, infer.halo_px",
-                allowed=f"tile + 2 halo a multiple of {grid}, and the halo one of (tile + 2 halo) / {grid}",
-                remedy="leave both out: they follow from model.patch_px",
-            )
-        return cls(tile, halo, grid)
 
 
 class _Tiles(dict[str, torch.Tensor]):
@@ -239,10 +194,12 @@ class Segmenter:
                         "foreground_threshold": foreground,
                     }
                 with _prompts_by(self._scale):
-                    self._prompter.initialize(image, image_embeddings=embedded.tiles)
+                    self._prompter.initialize(image, image_embeddings=embedded.tiles, batch_size=self.batch_size)
                     found = self._prompter.generate(**chosen, output_mode="instance_segmentation", **self.mode_args)
                 masks = np.asarray(found, np.uint32)
         except (TypeError, ValueError) as error:
+            if not self.mode_args:
+                raise
             raise ManyscopeError(
                 f"micro_sam refuses the arguments of mode {self.mode!r} ({error})", place="infer.mode_args"
             ) from error

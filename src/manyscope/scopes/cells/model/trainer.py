@@ -23,7 +23,9 @@ from micro_sam.training.joint_sam_trainer import JointSamLogger, JointSamTrainer
 from torch_em.trainer import DefaultTrainer
 from torch_em.trainer.tensorboard_logger import TensorboardLogger
 
+from manyscope.errors import ManyscopeError
 from manyscope.log import logger
+from manyscope.nn.across import Share, sharing
 from manyscope.scopes.cells.model.patches import Patches, batches
 from manyscope.training import checkpoints
 from manyscope.training.optimizers import rate_factor
@@ -133,6 +135,7 @@ class Continued(DefaultTrainer):
         self.train_loader.trainer = self
         self.plan = plan
         self.is_data_parallel = False  # micro_sam's prompts ask; gradients are averaged here, not by a wrapper
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.best_metric = math.inf
         self.sums: dict[str, float] = defaultdict(float)
         self.validated: dict[str, float] = {}
@@ -180,9 +183,9 @@ class Continued(DefaultTrainer):
     def set_rate(self, step: int) -> None:
         """Give the optimiser the rate of this step; the schedule `plateau` keeps its own."""
         if self.lr_scheduler is None:
-            rate = self.plan.settings.lr * rate_factor(self.plan.settings, step, self.plan.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            factor = rate_factor(self.plan.settings, step, self.plan.steps)
+            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * factor
 
     def between_steps(self) -> None:
         """
@@ -202,6 +205,11 @@ class Continued(DefaultTrainer):
     def _stop_if_asked(self) -> None:
         if self._any(self.plan.stop.signal > 0):
             raise self.plan.stop.error(self.iteration, self.plan.steps, self.plan.run.place)
+
+    def _train_epoch_impl(self, progress: Any, forward_context: Any, backprop: Any) -> float:
+        plan = self.plan
+        with sharing(Share(plan.rank, plan.processes, plan.settings.batch_size)):  # for batch normalisation over all
+            return super()._train_epoch_impl(progress, forward_context, backprop)
 
     def _validate_impl(self, forward_context: Any) -> float:
         metric = super()._validate_impl(forward_context)
@@ -274,8 +282,14 @@ class Continued(DefaultTrainer):
 
     # ------------------------------------------------------------------------------------------------ history
     def note(self, values: Mapping[str, float]) -> None:
-        """Add a step's losses to the sums of its round."""
-        check_finite(values, self.iteration, self.plan.run.place)
+        """Add a step's losses to the sums of its round.
+
+        Raises:
+            ManyscopeError: one is not finite, here or on another process, which would wait for this one for ever.
+        """
+        if self._any(not all(map(math.isfinite, values.values()))):
+            check_finite(values, self.iteration, self.plan.run.place)
+            raise ManyscopeError("the training diverged on another process", place=self.plan.run.place)
         for name, value in values.items():
             self.sums[name] += value
         self.sums["steps"] += 1
@@ -334,27 +348,41 @@ class FullTrainer(Continued, JointSamTrainer):
 
 
 class InstanceHistory(TensorboardLogger):
-    """torch_em's curves and pictures, and the training's own history."""
+    """The training's own history, and torch_em's curves and pictures, which the first process draws."""
+
+    def __init__(self, trainer: Any, save_root: str | None, **others: Any) -> None:
+        if trainer.plan.rank == 0:
+            super().__init__(trainer, save_root, **others)
+        self.trainer = trainer
 
     def log_train(self, step: int, loss: Any, lr: float, *others: Any, **more: Any) -> None:
         self.trainer.note({"loss": float(loss)})
-        super().log_train(step, loss, lr, *others, **more)
+        if self.trainer.plan.rank == 0:
+            super().log_train(step, loss, lr, *others, **more)
 
     def log_validation(self, step: int, metric: float, loss: float, *others: Any) -> None:
         self.trainer.note_validation({"loss": float(loss)})
-        super().log_validation(step, metric, loss, *others)
+        if self.trainer.plan.rank == 0:
+            super().log_validation(step, metric, loss, *others)
 
 
 class FullHistory(JointSamLogger):
-    """micro_sam's curves and pictures, and the training's own history."""
+    """The training's own history, and micro_sam's curves and pictures, which the first process draws."""
+
+    def __init__(self, trainer: Any, save_root: str | None, **others: Any) -> None:
+        if trainer.plan.rank == 0:
+            super().__init__(trainer, save_root, **others)
+        self.trainer = trainer
 
     def log_train(self, step: int, loss: Any, lr: float, x: Any, y: Any, samples: Any, *losses: Any) -> None:
         self.trainer.note(_named(loss, losses))
-        super().log_train(step, loss, lr, x, y, samples, *losses)
+        if self.trainer.plan.rank == 0:
+            super().log_train(step, loss, lr, x, y, samples, *losses)
 
     def log_validation(self, step: int, metric: float, loss: float, x: Any, y: Any, samples: Any, *losses: Any) -> None:
         self.trainer.note_validation(_named(loss, losses))
-        super().log_validation(step, metric, loss, x, y, samples, *losses)
+        if self.trainer.plan.rank == 0:
+            super().log_validation(step, metric, loss, x, y, samples, *losses)
 
 
 def _named(loss: Any, losses: tuple[Any, ...]) -> dict[str, float]:
