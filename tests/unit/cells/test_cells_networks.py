@@ -78,7 +78,7 @@ def is_weight(model: nn.Module, name: str) -> bool:
     ("values", "message"),
     [
         ({"args": {"image_size": 100}}, r"^model\.args: image_size 100, .*; allowed: .*image_size a multiple of 16"),
-        ({"args": {"embed_dim": 33, "heads": 2}}, r"embed_dim 33, heads 2; allowed: .*embed_dim one of heads"),
+        ({"args": {"embed_dim": 33, "heads": 2}}, r"embed_dim 33, heads 2; allowed: .*multiple of heads"),
         ({"args": {"width": 33}}, r"model.args: model 'tiny' refuses its arguments \(.*width"),
         ({"name": "tin"}, "did you mean 'tiny'"),
         ({"name": "torch.nn:Identity"}, "model.name: model 'torch.nn:Identity' gives a Identity; allowed: a segment_a"),
