@@ -7,13 +7,17 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= 2
 
-.PHONY: demo test test-slurm check bench bench-scale docs lock clean
+.PHONY: demo test test-long test-slurm check bench bench-scale docs lock clean
 
 demo: $(READY)
 	manyscope run $(EXPERIMENTS)
 
 test: $(READY)
-	pytest -n $(WORKERS) --dist loadgroup -m "not slurm and not browser" --cov --cov-report=term:skip-covered $(PYTEST)
+	pytest -n $(WORKERS) --dist loadgroup -m "not long and not slurm and not browser" --cov --cov-report=term:skip-covered $(PYTEST)
+
+# Whole chains of the scopes whose packages take long to start.
+test-long: $(READY)
+	pytest -n $(WORKERS) --dist loadgroup -m "long and not slurm and not browser" $(PYTEST) tests
 
 # A SLURM cluster of its own on this machine; whoever is not root, or has no apt-get, sees the tests skipped.
 test-slurm: $(READY)

@@ -159,7 +159,7 @@ def test_a_file_that_is_no_yaml(copy_of_finished: Workspace) -> None:
         (stage("umap", "--config", "absent.yaml"), SETTINGS, ["absent.yaml: there is no such file", "run in the"]),
         (stage("umap", "--settings", "absent.json"), 1, ["absent.json: cannot be read", "allowed: a JSON object"]),
         (stage("umap", experiment="galaxis"), SETTINGS, ["galaxis.yaml: there is no such exp", "did you mean"]),
-        (stage("umap", experiment="stars"), SETTINGS, ["stars.yaml: there is no such experiment", "known: galaxies"]),
+        (stage("umap", experiment="stars"), SETTINGS, ["stars.yaml: there is no such experiment", "known: cells"]),
         (stage("umap", "--set", "umap.sed=1"), SETTINGS, ["--set galaxies.umap.sed", "did you mean 'seed'"]),
         (stage("umap", "--set", "umap.reducer=my:Map"), 1, ["my:Map: module 'my' cannot be", "install the package"]),
     ],

@@ -14,7 +14,7 @@ import tifffile
 from manyscope.settings.paths import ExperimentPaths
 from workspace import Workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cells")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("cells")]
 
 SETTINGS, DATA, MISSING = 2, 3, 5  # exit codes
 EXPERIMENT = """

@@ -20,7 +20,7 @@ from manyscope.tables.predictions import embeddings, read_predictions
 from manyscope.tables.samples import read_samples
 from workspace import Workspace, kill_tree, make_workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cells")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("cells_chain")]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from manyscope.tables.manifest import describe
 from manyscope.tables.parquet import write_table
 from manyscope.tables.samples import check_samples
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("cells_processes")]
 
 MODEL = {
     "args": {"image_size": 128, "embed_dim": 32, "depth": 2, "heads": 2},

@@ -11,7 +11,6 @@ from manyscope.data.loading import ScopeData
 from manyscope.errors import ManyscopeError, MissingDependencyError
 from manyscope.scopes.base import Evaluation, Scope
 from manyscope.scopes.cells.settings import CellsSettings
-from manyscope.tables.manifest import file_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +91,7 @@ class Cells(Scope[CellsSettings]):
 
     def pretrained(self, settings: CellsSettings) -> Mapping[str, str]:
         from manyscope.scopes.cells.data.weights import require
+        from manyscope.tables.manifest import file_digest
 
         if settings.model.weights is None or settings.train.start_from:
             return {}
