@@ -15,7 +15,7 @@ demo: $(READY)
 test: $(READY)
 	pytest -n $(WORKERS) --dist loadgroup -m "not long and not slurm and not browser" --cov --cov-report=term:skip-covered $(PYTEST)
 
-# Whole chains of the scopes whose packages take long to start.
+# What takes minutes: whole chains of cells, whose packages take long to start, and fine-tuning.
 test-long: $(READY)
 	pytest -n $(WORKERS) --dist loadgroup -m "long and not slurm and not browser" $(PYTEST) tests
 

@@ -13,7 +13,7 @@ from manyscope.settings.paths import ExperimentPaths
 from manyscope.tables.manifest import file_digest
 from workspace import Workspace, make_workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("start")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("start")]
 
 FIRST, SECOND = "galaxies", "tuned"
 OTHER_FIRST = ("--config", f"set=[{FIRST}.train.seed=5]")
