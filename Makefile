@@ -15,7 +15,7 @@ demo: $(READY)
 test: $(READY)
 	pytest -n $(WORKERS) --dist loadgroup -m "not long and not slurm and not browser" --cov --cov-report=term:skip-covered $(PYTEST)
 
-# What takes minutes: whole chains of cells, whose packages take long to start, and fine-tuning.
+# What takes minutes: whole chains of cells, fine-tuning, trainings on several processes.
 test-long: $(READY)
 	pytest -n $(WORKERS) --dist loadgroup -m "long and not slurm and not browser" $(PYTEST) tests
 

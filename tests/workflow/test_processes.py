@@ -18,7 +18,7 @@ from manyscope.errors import CheckpointError
 from manyscope.settings.paths import ExperimentPaths
 from workspace import Workspace, kill_tree, make_workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("processes")]
 
 # A bias right before a batch normalisation has no gradient but rounding errors, which Adam scales up; it moves the
 # running means, which only validation uses.
