@@ -382,6 +382,7 @@ print(json.dumps({"shape": masks.shape, "cells": int(masks.max()), "peak": peak}
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_large_image_takes_less_than_four_gibibytes(seeing: Any) -> None:
     model = json.dumps(seeing.settings.model.model_dump(mode="json"))
     done = subprocess.run(
