@@ -57,7 +57,8 @@ def fit(settings: CellsSettings, data: CellImages, run: TrainingRun) -> None:
         ManyscopeError: the model cannot be built, the loss is not finite, or processes are missing.
     """
     keep_freed_memory()
-    repeatable()
+    if torch.cuda.is_available():  # a CPU repeats these networks' digits by itself, and in less time
+        repeatable()
     rank, processes = _join()
     seed_weights(settings.train.seed)
     model = networks.build(settings.model, decoder_weights(settings.model, run.start))
