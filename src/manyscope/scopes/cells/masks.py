@@ -15,6 +15,7 @@ import tifffile
 from manyscope.errors import DataError
 from manyscope.tables.whole import whole_file, whole_folder
 
+MASKS = "masks"  # folder among the files of the stage infer
 LABELS = "labels/cells/0"  # array of a store
 _REMEDY = "run the stage infer again"
 _VERSION = "0.4"
@@ -37,7 +38,7 @@ def write_masks(
     Raises:
         DataError: the disk is full or the folder cannot be written.
     """
-    masks = masks.astype(np.uint16 if masks.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32)
+    masks = narrowest(masks)
     tif, store = _paths(folder, sample_id)
     if form == "tif":
         with whole_file(tif) as partial:
@@ -47,6 +48,11 @@ def write_masks(
         with whole_folder(store) as partial:
             _write_store(partial, sample_id, masks, image)
         tif.unlink(missing_ok=True)
+
+
+def narrowest(masks: np.ndarray) -> np.ndarray:
+    """The same labels as uint16 while the largest allows it, else as uint32."""
+    return masks.astype(np.uint16 if masks.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32)
 
 
 def read_masks(folder: Path, sample_id: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from manyscope.scopes.cells.data.augment import augment
 from manyscope.scopes.cells.data.normalize import cells_are_bright, grey_range, invert, to_grey
 from manyscope.scopes.cells.data.reading import read_image, read_labels, write_tif
 from manyscope.scopes.cells.data.sources import IMAGES, LABELS, Pair, check_labelled
+from manyscope.scopes.cells.masks import narrowest
 from manyscope.tables.samples import UNLABELLED
 from manyscope.tables.whole import write_json
 
@@ -242,7 +243,7 @@ def without_small(labels: np.ndarray, min_area_px: int) -> tuple[np.ndarray, int
 
 
 def _write_labels(path: Path, labels: np.ndarray) -> None:
-    write_tif(path, labels.astype(np.uint16 if labels.max() <= np.iinfo(np.uint16).max else np.uint32), small=True)
+    write_tif(path, narrowest(labels), small=True)
 
 
 def _some(names: Sequence[str] | dict[str, int]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manyscope.scopes.cells.masks import read_masks
+from manyscope.scopes.cells.masks import MASKS, read_masks
 from manyscope.scopes.cells.objects import crop
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def thumbnails(prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[I
 
     @lru_cache(_KEPT)
     def opened(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
-        return data.image(row[sample_id]), read_masks(files / "masks", sample_id)
+        return data.image(row[sample_id]), read_masks(files / MASKS, sample_id)
 
     for sample_id, label in objects.select("sample_id", "label").iter_rows():
         image, masks = opened(sample_id)

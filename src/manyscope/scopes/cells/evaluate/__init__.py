@@ -16,7 +16,7 @@ from manyscope.scopes.base import Evaluation
 from manyscope.scopes.cells.evaluate import baselines, figures
 from manyscope.scopes.cells.evaluate.baselines import Choice
 from manyscope.scopes.cells.evaluate.matching import Matching, match
-from manyscope.scopes.cells.masks import read_masks
+from manyscope.scopes.cells.masks import MASKS, read_masks
 from manyscope.tables.metrics import Metric
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 HEADLINE = "msa"
 MODEL = "model"
-MASKS = "masks"  # folder of the files of the stage infer
 FEWEST = 5  # images, below which a reader is warned of the interval
 _AGAIN = "run the stage infer again"
 

@@ -11,7 +11,7 @@ import torch
 
 from manyscope.errors import DataError
 from manyscope.log import progress
-from manyscope.scopes.cells.masks import write_masks
+from manyscope.scopes.cells.masks import MASKS, write_masks
 from manyscope.scopes.cells.model.segment import Segmenter
 from manyscope.scopes.cells.objects import measure, object_ids, pool, postprocess
 from manyscope.tables.predictions import Objects
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from manyscope.scopes.cells.data.images import CellImages
     from manyscope.scopes.cells.model.networks import CellSegmenter
     from manyscope.scopes.cells.settings import CellsInfer, CellsSettings
-
-MASKS = "masks"
 
 
 def predict(

@@ -12,6 +12,8 @@ from torch import nn
 
 from manyscope.errors import ManyscopeError
 from manyscope.scopes.cells.model.names import ARCHITECTURES, MODELS, architecture
+from manyscope.scopes.cells.model.tiling import VIT_PX
+from manyscope.scopes.cells.settings import MICRO_SAM_FEATURES
 
 if TYPE_CHECKING:
     from torch_em.model import UNETR
@@ -29,9 +31,7 @@ _PEFT = {
     "classical": "ClassicalSurgery",
 }
 _RANKED = ("lora", "fact")
-_PATCH_PX = 16  # of a vision transformer of Segment Anything
 _FEATURES = 256
-_DECODER_FEATURES = 64
 
 
 def tiny(image_size: int = 256, embed_dim: int = 192, depth: int = 4, heads: int = 6) -> Sam:
@@ -42,16 +42,16 @@ def tiny(image_size: int = 256, embed_dim: int = 192, depth: int = 4, heads: int
         image_size: width and height in pixels to which an image is brought; a multiple of 16.
         embed_dim: width of the encoder; a multiple of `heads`.
     """
-    if min(image_size, embed_dim, heads, depth) < 1 or image_size % _PATCH_PX or embed_dim % heads:
+    if min(image_size, embed_dim, heads, depth) < 1 or image_size % VIT_PX or embed_dim % heads:
         raise ManyscopeError(
             f"image_size {image_size}, embed_dim {embed_dim}, heads {heads}",
             place="model.args",
-            allowed=f"image_size a multiple of {_PATCH_PX}, embed_dim a multiple of heads, none below 1",
+            allowed=f"image_size a multiple of {VIT_PX}, embed_dim a multiple of heads, none below 1",
         )
-    grid = image_size // _PATCH_PX
+    grid = image_size // VIT_PX
     encoder = ImageEncoderViT(
         img_size=image_size,
-        patch_size=_PATCH_PX,
+        patch_size=VIT_PX,
         embed_dim=embed_dim,
         depth=depth,
         num_heads=heads,
@@ -176,11 +176,11 @@ def build(settings: CellsModel, weights: Iterable[str] = ()) -> CellSegmenter:
         ManyscopeError: the arguments do not fit, or a package of the model is missing.
     """
     name = architecture(settings.name)
-    if name in ARCHITECTURES and settings.decoder_features != _DECODER_FEATURES:
+    if name in ARCHITECTURES and settings.decoder_features != MICRO_SAM_FEATURES:
         raise ManyscopeError(
             f"{settings.decoder_features} features with model {settings.name!r}",
             place="model.decoder_features",
-            allowed=f"{_DECODER_FEATURES}, as micro_sam builds it when it loads the trained model",
+            allowed=f"{MICRO_SAM_FEATURES}, as micro_sam builds it when it loads the trained model",
         )
     builder = MODELS.find(name)
     try:

@@ -10,7 +10,7 @@ from manyscope.errors import ManyscopeError
 if TYPE_CHECKING:
     from manyscope.scopes.cells.settings import CellsModel
 
-_VIT_PX = 16  # of the encoder's input, for each vector of its features
+VIT_PX = 16  # of the encoder's input, for each vector of its features
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Tiling:
         """
         halo = settings.patch_px // 8 if halo_px is None else halo_px
         tile = settings.patch_px - 2 * halo if tile_px is None else tile_px
-        grid = image_size // _VIT_PX
-        if image_size % _VIT_PX or tile <= 0 or (tile + 2 * halo) % grid or halo % ((tile + 2 * halo) // grid):
+        grid = image_size // VIT_PX
+        if image_size % VIT_PX or tile <= 0 or (tile + 2 * halo) % grid or halo % ((tile + 2 * halo) // grid):
             own = tile_px is None and halo_px is None
             raise ManyscopeError(
                 f"tiles of {tile} px with a halo of {halo} px do not fit the grid of features, {grid} x {grid}, of an"
