@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.measure import table, write_rows
 
-NAMES = ("startup", "hyrax", "neutrinos", "ablation", "cells")
+NAMES = ("startup", "hyrax", "neutrinos", "ablation", "cells", "hash_grid")
 LONG = ("scale",)  # only by name: these take more than half an hour
 
 

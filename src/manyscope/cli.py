@@ -235,6 +235,21 @@ def search(**options: Any) -> None:
 
 
 @main.command()
+@_experiment_option
+@click.argument("edits", nargs=-1, metavar='["do: …, object: …"]…')
+@click.option("--file", type=click.Path(path_type=Path), help="A YAML file with a list `edits` instead.")
+@click.option("--name", default="edit", show_default=True, help="Folder below results/EXPERIMENT/edits.")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder of all experiments' results.")
+@_config_option
+def edit(**options: Any) -> None:
+    """Show what was trained, changed, where the scope can: "do: remove, object: object-1"."""
+    from manyscope.commands.edit import edit as carry_out
+
+    for path in carry_out(**options):
+        click.echo(path)
+
+
+@main.command()
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @click.argument("experiments", nargs=-1, required=True)
 def summary(results: Path, experiments: tuple[str, ...]) -> None:

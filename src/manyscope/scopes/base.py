@@ -7,13 +7,13 @@ experiment before it runs anything; torch and its kin are imported inside the me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from manyscope.errors import ManyscopeError
-from manyscope.settings.sections import ExperimentSettings
+from manyscope.settings.sections import ExperimentSettings, Section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,7 @@ class Evaluation:
         figures: file name without suffix -> matplotlib figure.
         captions: file name without suffix -> one sentence for the report.
         tables: file name -> a table to be written as CSV, such as the file that a competition wants.
+        files: file name -> what writes that file at a given path, such as a video.
     """
 
     headline: str
@@ -46,6 +47,7 @@ class Evaluation:
     figures: dict[str, Any] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
+    files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
 class Scope(ABC, Generic[S]):
@@ -55,11 +57,13 @@ class Scope(ABC, Generic[S]):
         name: as in the settings and in the entry-point group `manyscope.scopes`.
         Settings: the strict model of its experiments.
         default_settings: a YAML file that is merged under the user's settings, or None.
+        Edits: the strict model of what `edit` is asked for, or None for a scope with nothing to edit.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[ExperimentSettings]]
     default_settings: ClassVar[Path | None] = None
+    Edits: ClassVar[type[Section] | None] = None
 
     @abstractmethod
     def download(self, settings: S, raw: Path) -> Iterable[ManifestEntry]:
@@ -166,3 +170,16 @@ class Scope(ABC, Generic[S]):
             ManyscopeError: this scope cannot search by such a query.
         """
         raise ManyscopeError(f"scope {self.name!r} cannot search by image or text", remedy="use --id or --vector")
+
+    def edit(self, export: Path, edits: Any, output: Path) -> list[Path]:
+        """Show what was trained, changed.
+
+        Args:
+            export: what `fit` left in `run.export`.
+            edits: of the class `Edits`.
+            output: a folder to be written whole.
+
+        Returns:
+            what a user would open.
+        """
+        raise ManyscopeError(f"scope {self.name!r} has nothing to edit")

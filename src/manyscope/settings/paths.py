@@ -139,6 +139,11 @@ class ExperimentPaths:
         return self.evaluate / "figures"
 
     @property
+    def edits(self) -> Path:
+        """What `manyscope edit` writes, a folder for each call."""
+        return self.root / "edits"
+
+    @property
     def explore(self) -> Path:
         return self.root / "explore"
 

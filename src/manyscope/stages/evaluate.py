@@ -16,7 +16,7 @@ from manyscope.tables.whole import whole_folder, write_json
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     """Write the folder evaluate/, whole: figures with their captions, the forest plot, metrics.parquet,
-    metrics.json, and the scope's own tables.
+    metrics.json, and the scope's own tables and files.
 
     Raises:
         DataError: a file of an earlier stage is missing or broken, or a metric is not defined.
@@ -40,6 +40,8 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
         write_table(folder / paths.metrics_table.name, metrics_table(evaluation.metrics))
         for name, table in evaluation.tables.items():
             table.write_csv(folder / name)
+        for name, write in evaluation.files.items():
+            write(folder / name)
         write_json(folder / paths.metrics.name, document)
     for metric in evaluation.metrics:
         if metric.name == evaluation.headline:

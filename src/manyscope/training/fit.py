@@ -214,6 +214,7 @@ class Training(lightning.LightningModule):
             self._run.log(step, step / self._schedule.steps_per_epoch, {**values, "train/lr": rate})
             if better:
                 self._run.save_best(self.network)
+            self._run.checked(self.network, step)
         patience = self._settings.patience_checks
         if patience and self._checks_since_best >= patience:
             logger.info("no better validation loss in %d checks: training stops early", patience)

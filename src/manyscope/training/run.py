@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ class TrainingRun:
         self.continued_from: int | None = None
         self._rows: list[tuple[int, float, str, float]] = []
         self._tracker: Forgiving | None = None
+        self._at_check: list[Callable[[nn.Module, int], None]] = []
 
     @property
     def place(self) -> Path:
@@ -181,6 +182,16 @@ class TrainingRun:
     def save_best(self, module: nn.Module) -> None:
         """Keep these weights as the best so far."""
         checkpoints.save_weights(self.best, module, self.scope, self.model)
+
+    def at_check(self, call: Callable[[nn.Module, int], None]) -> None:
+        """Let `call` have the network, as it is, and the step at each check; of several processes in the first one.
+        What it does must draw no random number and leave the network as it was."""
+        self._at_check.append(call)
+
+    def checked(self, module: nn.Module, step: int) -> None:
+        """Call what waits for a check."""
+        for call in self._at_check:
+            call(module, step)
 
     @property
     def history(self) -> pl.DataFrame:

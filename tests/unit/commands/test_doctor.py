@@ -145,6 +145,33 @@ def test_accelerator(monkeypatch: pytest.MonkeyPatch, program: Callable[..., Non
     assert machine.accelerator(HERE) == Finding("ok", "torch 2.9, CUDA 12.8, 2 GPU(s): A100")
 
 
+@pytest.mark.parametrize(
+    ("gpu", "chosen", "state", "said"),
+    [
+        (True, "tinycudann", "ok", "tinycudann, on the GPU"),
+        (True, "torch", "warn", "PyTorch, on the GPU, as tinycudann cannot be imported"),
+        (False, "torch", "ok", "PyTorch, on the CPU"),
+    ],
+)
+def test_hash_grid(gpu: bool, chosen: str, state: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from manyscope.nn import hash_grid
+
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(hash_grid, "backend", lambda device: asked.append(device) or chosen)
+    found = machine.hash_grid(HERE)
+    assert (found.state, found.what) == (state, f"hash grids: {said}")
+    assert bool(found.remedy) == (state == "warn")
+    assert asked == ["cuda" if gpu else "cpu"]
+
+
+def test_the_environment_that_is_named_exists() -> None:
+    envs = Path(__file__).resolve().parents[3] / "envs"
+    assert {"scenes-cuda.yaml", "scenes-cuda.post-deploy.sh"} <= {path.name for path in envs.iterdir()}
+
+
 def test_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -157,6 +184,7 @@ def test_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.accelerator(HERE)
     assert found.state == "fail"
     assert "(libcudart.so.12: cannot open)" in found.what
+    assert machine.hash_grid(HERE).state == "warn"
 
 
 def test_disk(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

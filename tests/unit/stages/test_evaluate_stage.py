@@ -39,7 +39,8 @@ class Fake(Scope):
         )
         figure, axes = new_figure()
         axes[0, 0].plot([0, 1], [1, 0])
-        return Evaluation("accuracy", rows, {"errors": figure}, {"errors": "Where it errs." + written})
+        return Evaluation("accuracy", rows, {"errors": figure}, {"errors": "Where it errs." + written},
+                          files={"own.md": lambda path: path.write_text(written)} if written else {})
 """
 
 
@@ -96,6 +97,13 @@ def test_a_scope_is_given_the_files_that_it_wrote(paths: ExperimentPaths, settin
     (paths.files / "s2.txt").write_text(" Badly.")
     evaluate.run(settings, paths)
     assert json.loads((paths.figures / "captions.json").read_text()) == {"errors": "Where it errs. Badly."}
+
+
+def test_a_scope_writes_files_of_its_own(paths: ExperimentPaths, settings: ExperimentSettings):
+    paths.files.mkdir(parents=True)
+    (paths.files / "s2.txt").write_text("Said.")
+    evaluate.run(settings, paths)
+    assert (paths.evaluate / "own.md").read_text() == "Said."
 
 
 def test_curves_of_the_training_are_drawn_where_it_left_a_history(paths: ExperimentPaths, settings: ExperimentSettings):

@@ -24,6 +24,7 @@ CHECKS: tuple[Callable[[Surroundings], Finding], ...] = (
     machine.packages,
     machine.processor,
     machine.accelerator,
+    machine.hash_grid,
     machine.disk,
     settings.settings,
     settings.site,

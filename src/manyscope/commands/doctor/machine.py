@@ -85,6 +85,25 @@ def accelerator(_: Surroundings) -> Finding:
     return Finding("ok", f"{what}: CPU only")
 
 
+def hash_grid(_: Surroundings) -> Finding:
+    """What computes the hash grids of scenes?"""
+    try:
+        import torch
+
+        from manyscope.nn.hash_grid import backend
+
+        on_gpu = torch.cuda.is_available()
+        chosen = backend("cuda" if on_gpu else "cpu")
+    except (ImportError, OSError):
+        return Finding("warn", "hash grids: nothing computes them without torch", "install torch again")
+    if chosen == "tinycudann":
+        return Finding("ok", "hash grids: tinycudann, on the GPU")
+    if not on_gpu:
+        return Finding("ok", "hash grids: PyTorch, on the CPU")
+    remedy = "for faster ones build tinycudann as envs/scenes-cuda.yaml says"
+    return Finding("warn", "hash grids: PyTorch, on the GPU, as tinycudann cannot be imported", remedy)
+
+
 def disk(surroundings: Surroundings) -> Finding:
     """Can results be written, and is there room for them?"""
     folder = surroundings.results

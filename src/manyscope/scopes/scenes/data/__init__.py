@@ -1,0 +1,1 @@
+"""Videos and masks, from source to prepared arrays with an initial placement."""

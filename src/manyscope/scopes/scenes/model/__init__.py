@@ -1,0 +1,1 @@
+"""The graph of planes, its fields, training and rendering."""
