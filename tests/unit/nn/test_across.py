@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from torch import nn
 
+from forked import SAMPLES, on_processes
 from manyscope.nn.across import Share, gather, share_of, sharing, synchronised
 
-SAMPLES = 7  # shared unevenly by two and by three
-
-
-def on_processes(processes: int, folder: Path, work: Callable[[Share], dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each of the forked processes answers for its share of the batch."""
-    context = torch.multiprocessing.get_context("fork")
-    running = [context.Process(target=_work, args=(rank, processes, folder, work)) for rank in range(processes)]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join(60)
-    assert [process.exitcode for process in running] == [0] * processes
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
-
-
-def _work(rank: int, processes: int, folder: Path, work: Callable[[Share], dict[str, Any]]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
-    share = Share(rank, processes, SAMPLES, seed=5)
-    with sharing(share):
-        torch.save(work(share), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def interleaved(parts: list[torch.Tensor]) -> torch.Tensor:
