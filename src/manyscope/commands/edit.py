@@ -38,14 +38,15 @@ def edit(
     if not name or Path(name).name != name or name.startswith("."):
         raise ManyscopeError(f"{name!r} cannot be the name of a folder", place="--name")
     config = load_config(config_file=config_file, experiments=[experiment])
-    scope = find_scope(config.experiments[experiment].scope)
+    settings = config.experiments[experiment]
+    scope = find_scope(settings.scope)
     if scope.Edits is None:
         raise ManyscopeError(f"scope {scope.name!r} has nothing to edit", place=experiment)
     made, problems = validated(scope.Edits, _layer(edits, file))
     if problems:
         raise SettingsError(*problems)
     paths = ExperimentPaths.of(results or config.results, experiment)
-    return scope.edit(paths.export, made, paths.edits / name)
+    return scope.edit(settings, paths.export, made, paths.edits / name)
 
 
 def _layer(edits: Sequence[str], file: Path | None) -> Layer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -98,6 +99,9 @@ class HashGrid(nn.Module):
     The one parameter `params` (entries * features,) float32 has the order of tiny-cuda-nn: levels, in them entries, in
     them features. It starts uniform in [-1e-4, 1e-4], by the seed.
 
+    On a CPU gradients are the same bits again. On a GPU their parts are summed in no fixed order, as tiny-cuda-nn does
+    it, even where torch is asked for deterministic algorithms: repeated trainings there agree to rounding only.
+
     Attributes:
         layout: the levels.
         outputs: levels * features.
@@ -148,7 +152,7 @@ class HashGrid(nn.Module):
         """Features (n, outputs), in the order of the levels, of points x (n, dimensions).
 
         The grid spans [0, 1] along each axis and goes on beyond, with other entries. Gradients reach the parameters and
-        the points; on a CPU they are the same bits again. There are no second derivatives.
+        the points. There are no second derivatives.
 
         Args:
             x: floating point, taken in the dtype of the parameters.
@@ -291,8 +295,9 @@ class _Interpolation(torch.autograd.Function):
                     index = walk.wide(index)  # else each scatter would convert it
                     shares = part.values(where)
                     _share(part.of(grads, where), weights, shares)
-                    for number in range(len(shares)):
-                        _from(table, number).scatter_add_(0, index, shares[number].view(-1))
+                    with _in_any_order(points.device):
+                        for number in range(len(shares)):
+                            _from(table, number).scatter_add_(0, index, shares[number].view(-1))
                 part.gather_up(table, grad_params)
         return grad_points, grad_params, None, None
 
@@ -548,6 +553,20 @@ def _share(grads: Tensor, weights: Tensor, shares: Tensor) -> None:
         low, high = shares[:, : 2**axis], shares[:, 2**axis : 2 ** (axis + 1)]
         torch.mul(low, weight, out=high)
         low.sub_(high)
+
+
+@contextmanager
+def _in_any_order(device: torch.device) -> Iterator[None]:
+    """Let a GPU add as it likes: the deterministic form of a scatter sorts all indices, for each feature again."""
+    if device.type != "cuda" or not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 def _cycles(start: int, count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -171,7 +171,7 @@ class Scope(ABC, Generic[S]):
         """
         raise ManyscopeError(f"scope {self.name!r} cannot search by image or text", remedy="use --id or --vector")
 
-    def edit(self, export: Path, edits: Any, output: Path) -> list[Path]:
+    def edit(self, settings: S, export: Path, edits: Any, output: Path) -> list[Path]:
         """Show what was trained, changed.
 
         Args:

@@ -183,6 +183,11 @@ class Training(lightning.LightningModule):
         with sharing(Share(process, self.trainer.world_size, samples, seed)):
             return self.network.losses(batch)  # type: ignore[operator]
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Without a gradient an optimiser leaves a parameter and its memory of it alone; with one of zero it does not.
+        for parameter in getattr(self.network, "idle", tuple)():
+            parameter.grad = None
+
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         if index + 1 == self.steps_per_round:
             return  # the check at its end comes now

@@ -296,6 +296,55 @@ def test_a_step_gives_the_same_bits_again() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """What torch was asked for of deterministic algorithms."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.parametrize("warn_only", [True, False])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_only_a_gpu_may_add_in_any_order(restored: None, device: str, warn_only: bool) -> None:
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+
+    def state() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+    with pytest.raises(RuntimeError, match="from inside"), hash_grid._in_any_order(torch.device(device)):
+        assert state()[0] == (device == "cpu")
+        raise RuntimeError("from inside")
+    assert state() == (True, warn_only)
+    torch.use_deterministic_algorithms(False)
+    with hash_grid._in_any_order(torch.device(device)):
+        assert not state()[0]
+    assert not state()[0]
+
+
+def test_the_scatter_of_a_gradient_is_what_may_be_in_any_order(restored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but for the sums."""
+    torch.use_deterministic_algorithms(True)
+    during: list[bool] = []
+    plainly, freely = torch.Tensor.scatter_add_, hash_grid._in_any_order
+
+    def scatter(self: Tensor, *arguments: Any) -> Tensor:
+        during.append(torch.are_deterministic_algorithms_enabled())
+        return plainly(self, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", scatter)
+    grid, x = HashGrid(2, 4, 2, 8, 4, 1.8, seed=0), points(50, 2)
+    grid(x).sum().backward()
+    assert during
+    assert all(during)
+    during.clear()
+    monkeypatch.setattr(hash_grid, "_in_any_order", lambda _: freely(torch.device("cuda")))
+    grid(x).sum().backward()
+    assert during
+    assert not any(during)
+    assert torch.are_deterministic_algorithms_enabled()
+
+
 # ------------------------------------------------------------------------------------------- parameters, visibility
 def test_initial_parameters_are_small_and_of_the_seed() -> None:
     grid, again, other = (HashGrid(2, 8, 2, 12, 16, 1.5, seed=seed) for seed in (1, 1, 2))

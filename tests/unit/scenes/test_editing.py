@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from manyscope.errors import DataError, ManyscopeError
 from manyscope.scopes.scenes.edits import ScenesEdits, checker
 from manyscope.scopes.scenes.model.editing import edited, paint_frame
-from manyscope.scopes.scenes.model.render import Actor, cast, render
+from manyscope.scopes.scenes.model.render import Actor, cast, places_on, render
 from small_scene import FRAMES, HEIGHT, WIDTH, shake, small_graph
 
 INDICES = list(range(100, 100 + FRAMES))
@@ -100,8 +100,8 @@ def test_later_is_so_many_frames_later_and_stands_still_before(graph):
 def test_a_painted_picture_is_seen_in_its_frame_and_moves_with_the_object():
     graph = small_graph()
     picture = np.kron(checker(6, 8)[::2, ::2], np.ones((8, 8, 1))).astype(np.float32) / 255  # cells of 8 pixels
-    texture = paint_frame(graph, "object-1", picture, 0.5)
-    actors = [Actor("object-1", "object-1", texture=texture), *cast(graph)[1:]]
+    texture = paint_frame(graph, cast(graph)[0], picture, 0.5)
+    actors = [Actor("object-1", "object-1", textures=(texture,)), *cast(graph)[1:]]
     layer = render(graph, 0.5, actors).layers["object-1"]
     solid = layer[..., 3] > 0.9
     assert np.abs(layer[solid][:, :3] - picture[solid][:, :3]).mean() < 0.06
@@ -145,7 +145,52 @@ def test_an_object_outside_of_the_frame_takes_no_paint(graph):
     shifted = after(graph, {"do": "shift", "object": "object-1", "right_px": 500})
     assert np.isinf(render(graph, 0.5, shifted).depth["object-1"]).all()
     graph.paths[0].position += 100
-    assert paint_frame(graph, "object-1", np.ones((HEIGHT, WIDTH, 4), np.float32), 0.5).sum() == 0
+    assert paint_frame(graph, cast(graph)[0], np.ones((HEIGHT, WIDTH, 4), np.float32), 0.5).sum() == 0
+
+
+def half(folder, name, colour, left=True):
+    """A picture over the frame, one half of it painted."""
+    picture = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    picture[:, slice(0, WIDTH // 2) if left else slice(WIDTH // 2, WIDTH)] = *colour, 255
+    Image.fromarray(picture).save(folder / name)
+    return {"do": "paint", "object": "object-1", "image": str(folder / name), "frame": 103}
+
+
+def test_a_second_picture_lies_over_the_first(graph, tmp_path):
+    red = half(tmp_path, "red.png", (255, 0, 0), left=True)
+    green = half(tmp_path, "green.png", (0, 255, 0), left=False)
+    layer = render(graph, 3 / 7, after(graph, red, green)).layers["object-1"]
+    solid = layer[..., 3] > 0.9
+    left, right = solid.copy(), solid.copy()
+    left[:, WIDTH // 2 - 1 :], right[:, : WIDTH // 2 + 1] = False, False
+    np.testing.assert_allclose(layer[left][:, :3], np.tile([1.0, 0, 0], (left.sum(), 1)), atol=0.02)
+    np.testing.assert_allclose(layer[right][:, :3], np.tile([0.0, 1, 0], (right.sum(), 1)), atol=0.02)
+
+
+def test_paint_lands_where_the_object_was_moved_to(graph, tmp_path):
+    shift = {"do": "shift", "object": "object-1", "right_px": 5}
+    red = half(tmp_path, "red.png", (255, 0, 0), left=True)
+    layer = render(graph, 3 / 7, after(graph, shift, red)).layers["object-1"]
+    y, x = np.nonzero(layer[..., 3] > 0.9)
+    painted = layer[y, x, 1] < 0.02  # the object's own green is 0.1
+    assert set(x[painted]) <= set(range(WIDTH // 2 + 1))
+    assert set(x[~painted]) <= set(range(WIDTH // 2 - 1, WIDTH))
+
+
+def test_large_frames_are_painted_to_their_last_column(monkeypatch):
+    monkeypatch.setattr("manyscope.scopes.scenes.model.editing._MOST_POINTS", 100)
+    graph = small_graph(0)
+    texture = paint_frame(graph, cast(graph)[0], np.ones((HEIGHT, WIDTH, 4), np.float32), 0.0)
+    painted = render(graph, 0.0, [Actor("background", "background", textures=(texture,))]).layers["background"]
+    assert (painted[1:-1, 1:-1, :3] > 0.99).all()
+
+
+def test_a_plane_of_which_one_column_is_seen_takes_no_paint_and_no_error(graph):
+    edge = {"do": "shift", "object": "object-1", "right_px": WIDTH / 2 + 0.2 * WIDTH - 0.9}
+    actor = after(graph, edge)[0]
+    columns = np.isfinite(places_on(graph, actor, 0.5)[..., 0]).any(0).sum()
+    assert columns == 1
+    assert paint_frame(graph, actor, np.ones((HEIGHT, WIDTH, 4), np.float32), 0.5).sum() == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ never seen. Frames 1 and 5 judge, frame 3 chose the weights.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,8 @@ from manyscope.scopes.scenes.data.clip import Clip, Truth
 from manyscope.scopes.scenes.data.video import read_frames
 from manyscope.scopes.scenes.edits import checker
 from manyscope.scopes.scenes.evaluate import FEWEST, HEADLINE, METRICS, evaluate, figures
-from manyscope.scopes.scenes.evaluate.baselines import AsPlaced, NearestFrame, TemporalMedian
+from manyscope.scopes.scenes.evaluate.baselines import AsPlaced, NearestFrame, Placed, TemporalMedian
+from manyscope.scopes.scenes.evaluate.quality import LEAST_LPIPS_PX
 from manyscope.scopes.scenes.evaluate.rendered import CORNERS
 from manyscope.scopes.scenes.evaluate.truth import TrueScene
 from manyscope.scopes.scenes.files import atlas_file, edit_file, frame_file, layer_file
@@ -44,6 +47,11 @@ CAP = 60
 BASELINES = {"temporal_median", "nearest_frame", "placed"}
 SETTINGS = ScenesEvaluate(bootstrap_draws=100, shown=0)
 GREY = np.full((H, W, 3), 128, np.uint8)
+
+
+def grey(position: int, without: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A scene as placed of which nothing is known."""
+    return GREY, GREY
 
 
 def corner(number: int, position: int) -> tuple[int, int]:
@@ -121,9 +129,9 @@ class Made:
     def clip(self) -> Clip:
         return Clip(self.prepared)
 
-    def judged(self, settings: ScenesEvaluate = SETTINGS) -> Evaluation:
+    def judged(self, settings: ScenesEvaluate = SETTINGS, placed: Placed | None = None) -> Evaluation:
         clip = self.clip
-        return evaluate(settings, clip, self.files, clip.samples, self.predictions, lambda _: (GREY, GREY))
+        return evaluate(settings, clip, self.files, clip.samples, self.predictions, placed or grey)
 
     def change(self, path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
         save(path, change(np.asarray(Image.open(path))))
@@ -331,6 +339,31 @@ def test_lpips_takes_the_place_of_ms_ssim_where_there_are_weights(made: Made, mo
     assert all(m.ahead for m in beside(found, "lpips", "held_out").values())
 
 
+def small(made: Made, height: int) -> Made:
+    """The upper rows alone."""
+    for path in [*made.prepared.glob("truth/[bl]*.npy"), made.prepared / "frames.npy", made.prepared / "masks.npy"]:
+        array = np.load(path)
+        np.save(path, array[..., :height, :] if path.name == "masks.npy" else array[..., :height, :, :])
+    for path in made.files.rglob("*.png"):
+        made.change(path, lambda picture: picture[:height])
+    return made
+
+
+def test_frames_too_small_for_lpips_are_refused_before_anything_is_judged(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.model_copy(update={"lpips_weights": Path("alexnet.pth")})
+    small(made, LEAST_LPIPS_PX - 1)
+    made.predictions = made.predictions.clear()  # of which nothing could be judged
+    with pytest.raises(
+        DataError,
+        match=r"^evaluate\.lpips_weights: frames of 30 x 64 pixels are too small for LPIPS; allowed: null, or .* 31 ",
+    ):
+        made.judged(settings)
+    with pytest.raises(DataError, match="no held-out frame was rendered"):
+        made.judged()
+
+
 # ------------------------------------------------------------------------------------ layers, poses, edits by the truth
 def test_the_background_is_judged_where_it_is_hidden(made: Made, world: World) -> None:
     before = made.judged()
@@ -464,6 +497,37 @@ def test_removed_objects_are_judged_against_what_was_seen_elsewhere(made: Made) 
     assert unlike(made.judged(), before) == {("edit_psnr", "remove")}
 
 
+def test_baselines_remove_one_object_and_leave_the_others(made: Made, world: World) -> None:
+    def perfect(position: int, without: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        frames = world.frames if without is None else world.removed[OBJECTS.index(without)]
+        return frames[position], world.background[position]
+
+    found = beside(made.judged(placed=perfect), "edit_psnr", "remove")
+    # In frame 5 one object is before the other, and stays where that is taken out.
+    assert (world.masks[5, 0] > 0)[part(1, 5)].any()
+    assert found["placed"].baseline_value == CAP
+    assert found["placed"].difference == 0
+    both = np.zeros((H, W), bool)
+    both[part(0, 5)] = True
+    alone = both.copy()
+    both[: part(1, 5)[0].start] = both[part(1, 5)[0].stop :] = False
+    both[:, : part(1, 5)[1].start] = both[:, part(1, 5)[1].stop :] = False
+    nearest, median = NearestFrame(made.clip), TemporalMedian(made.clip)
+    first = np.zeros((H, W), bool)
+    first[part(0, 1)] = True
+    for name, baseline in (("nearest_frame", nearest), ("temporal_median", median)):
+        scores = [
+            [db(baseline.without(1, 0), world.removed[0][1], first)],
+            # What is behind the second object was seen nowhere, and only the first, before it, is judged.
+            [
+                db(baseline.without(5, 0), world.removed[0][5], alone),
+                db(baseline.without(5, 1), world.removed[1][5], both),
+            ],
+        ]
+        right = np.mean([np.mean(scores_of_one) for scores_of_one in scores])
+        assert found[name].baseline_value == pytest.approx(right, abs=1e-4)
+
+
 def test_clips_whose_edits_were_not_made_have_no_metric_of_them(made: Made) -> None:
     before = made.judged()
     for edit in ("remove", "paint"):
@@ -473,6 +537,27 @@ def test_clips_whose_edits_were_not_made_have_no_metric_of_them(made: Made) -> N
             folder.rmdir()
         assert unlike(made.judged(), before) >= {("edit_psnr", edit)}
     assert unlike(made.judged(), before) == {("edit_psnr", "remove"), ("edit_psnr", "paint")}
+
+
+@pytest.mark.parametrize("size", [(H, W), (20, 30)])
+def test_edits_of_an_earlier_clip_are_neither_judged_nor_shown(
+    tmp_path: Path, world: World, size: tuple[int, int]
+) -> None:
+    shown = SETTINGS.model_copy(update={"shown": 2})
+    for name, made in (
+        ("filmed", make(tmp_path / "filmed", world, truth=False)),
+        ("one", make(tmp_path / "one", world, objects=1)),
+    ):
+        before = made.judged(shown)
+        stale = OBJECTS if name == "filmed" else OBJECTS[1:]
+        for edit, layer, t in itertools.product(("remove", "paint"), stale, range(T)):
+            save(edit_file(made.files, edit, layer, sample_id(t)), np.zeros((*size, 3), np.uint8))
+        found = made.judged(shown)
+        assert found.metrics == before.metrics
+        assert set(found.figures) == set(before.figures)
+        assert ("edits" in found.figures) == (name == "one")
+        for one, other in zip(found.figures.values(), before.figures.values(), strict=True):
+            assert [a.get_title() for a in one.axes] == [a.get_title() for a in other.axes]
 
 
 def test_soft_objects_are_composited_by_their_opacity() -> None:
@@ -544,6 +629,26 @@ def test_the_nearest_background_is_of_the_nearest_clear_frame(made: Made, world:
         assert (picture[y, x] == world.frames[first, y, x]).all()
 
 
+def test_the_nearest_frame_without_an_object_shows_it_nowhere_and_all_else_as_it_is(made: Made, world: World) -> None:
+    ordered = [4, 6, 7, 2, 0]  # from frame 5
+    picture = NearestFrame(made.clip).without(5, 0)
+    for y, x in np.ndindex(H, W):
+        first = next((t for t in ordered if not world.masks[t, 0, y, x]), 4)
+        assert (picture[y, x] == world.frames[first, y, x]).all()
+    other = world.masks[4, 1] > 0
+    assert other.any()
+    assert (picture[other] == world.frames[4][other]).all()
+
+
+def test_the_median_without_an_object_carries_the_others(made: Made, world: World) -> None:
+    median = TemporalMedian(made.clip)
+    for number in range(2):
+        picture, other = median.without(5, number), world.masks[4, 1 - number] > 0
+        assert other.any()
+        assert (picture[other] == world.frames[4][other]).all()
+        assert (picture[~other] == median.background(5)[~other]).all()
+
+
 def test_the_median_carries_the_objects_of_the_nearest_frame(made: Made, world: World) -> None:
     median = TemporalMedian(made.clip)
     background = median.background(5)
@@ -570,6 +675,7 @@ def test_baselines_know_nothing_of_frames_that_were_not_trained_on(made: Made) -
         for t in range(T):
             assert (one.frame(t) == other.frame(t)).all()
             assert (one.background(t) == other.background(t)).all()
+            assert (one.without(t, 0) == other.without(t, 0)).all()
 
 
 def test_baselines_take_no_mask_that_is_not_known(made: Made, world: World) -> None:
@@ -595,13 +701,17 @@ def test_baselines_take_no_mask_that_is_not_known(made: Made, world: World) -> N
 def test_the_scene_as_placed_is_rendered_once_for_a_frame() -> None:
     asked = []
 
-    def placed(position: int) -> tuple[np.ndarray, np.ndarray]:
-        asked.append(position)
-        return np.full((2, 2, 3), position, np.uint8), np.full((2, 2, 3), 100 + position, np.uint8)
+    def placed(position: int, without: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        asked.append((position, without))
+        frame = position if without is None else position + 200
+        return np.full((2, 2, 3), frame, np.uint8), np.full((2, 2, 3), 100 + position, np.uint8)
 
-    method = AsPlaced(placed)
+    method = AsPlaced(placed, OBJECTS)
     assert [method.frame(1)[0, 0, 0], method.background(1)[0, 0, 0], method.frame(2)[0, 0, 0]] == [1, 101, 2]
-    assert asked == [1, 2]
+    assert asked == [(1, None), (2, None)]
+    assert method.without(2, 1)[0, 0, 0] == 202
+    assert method.frame(2)[0, 0, 0] == 2
+    assert asked == [(1, None), (2, None), (2, "object-2")]
 
 
 # ----------------------------------------------------------------------------------------------------- other clips
@@ -781,9 +891,8 @@ def test_layers_are_shown_before_a_checkerboard() -> None:
 
 def test_the_rendered_frames_become_a_video_and_a_moving_picture(made: Made, world: World, tmp_path: Path) -> None:
     found = made.judged()
-    assert set(found.files) == {"scene.mp4", "scene.webp"}
-    for name, write in found.files.items():
-        write(tmp_path / name)
+    for name in ("scene.mp4", "scene.webp"):
+        found.files[name](tmp_path / name)
     frames = list(read_frames(tmp_path / "scene.mp4"))
     assert len(frames) == T
     assert frames[0].shape == (H, W, 3)
@@ -793,3 +902,45 @@ def test_the_rendered_frames_become_a_video_and_a_moving_picture(made: Made, wor
         shown = np.asarray(moving.convert("RGB")).astype(float)
     likeness = [np.corrcoef(shown.ravel(), world.frames[t].ravel())[0, 1] for t in range(T)]
     assert int(np.argmax(likeness)) == 5
+
+
+def test_each_layer_becomes_a_video_before_a_checkerboard(made: Made, world: World, tmp_path: Path) -> None:
+    # In frame 5 the second object is outside.
+    made.predictions = made.predictions.filter(pl.col("layer").ne("object-2") | pl.col("sample_id").ne(sample_id(5)))
+    found = made.judged()
+    layers = ["background", *OBJECTS]
+    assert set(found.files) == {"scene.mp4", "scene.webp", *(f"{layer}.mp4" for layer in layers)}
+    board = figures.on_checkerboard(np.zeros((H, W, 4), np.uint8)).astype(int)
+    for layer in layers:
+        found.files[f"{layer}.mp4"](tmp_path / f"{layer}.mp4")
+        shown = [frame.astype(int) for frame in read_frames(tmp_path / f"{layer}.mp4")]
+        assert len(shown) == T
+        for t, frame in enumerate(shown):
+            own = np.zeros((H, W), bool)
+            if layer == "background":
+                own[:] = True
+            elif (layer, t) != ("object-2", 5):
+                own[part(OBJECTS.index(layer), t)] = True
+            right = board.copy()
+            picture = world.background[t] if layer == "background" else world.layers[t, OBJECTS.index(layer), ..., :3]
+            right[own] = picture[own]
+            # Brightness alone: the format has colours for pairs of pixels.
+            assert np.abs(frame.mean(-1) - right.mean(-1)).mean() < 12, (layer, t)
+
+
+def test_videos_of_layers_read_one_picture_at_a_time(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = made.judged()
+    read, most = [], []
+    whole = figures.on_checkerboard
+
+    def watched(picture: np.ndarray) -> np.ndarray:
+        read.append(weakref.ref(made_of := whole(picture)))
+        most.append(sum(other() is not None for other in read))
+        return made_of
+
+    monkeypatch.setattr(figures, "on_checkerboard", watched)
+    found.files["object-1.mp4"](tmp_path / "object-1.mp4")
+    assert len(most) == T
+    assert max(most) <= 3

@@ -67,14 +67,19 @@ def test_ms_ssim_takes_as_many_scales_as_fit(edge: int, scales: int) -> None:
         assert ms_ssim(picture, 255 - picture) < 0.5
 
 
-def test_ms_ssim_with_five_scales_is_that_of_torchmetrics() -> None:
+@pytest.mark.parametrize(("height", "width"), [(180, 190), (101, 140), (50, 47), (24, 33), (16, 17)])
+def test_ms_ssim_is_that_of_torchmetrics(height: int, width: int) -> None:
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as measure
 
-    truth = noise(180, 190)
+    truth = noise(height, width)
     blurred = (truth.astype(int) + np.roll(truth, 1, 0) + np.roll(truth, 1, 1)) // 3
     one, other = (torch.from_numpy(p.astype(np.float32)).movedim(-1, 0)[None] for p in (blurred, truth))
-    right = float(measure(one, other, data_range=255.0))
+    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    taken = weights[: quality._scales(min(height, width))]
+    betas = tuple(weight * sum(weights) / sum(taken) for weight in taken)
+    right = float(measure(one, other, data_range=255.0, betas=betas, normalize="relu"))
     assert 0.3 < right < 0.98
+    assert ms_ssim(255 - truth, truth) == 0
     assert ms_ssim(blurred.astype(np.uint8), truth) == pytest.approx(right, abs=1e-5)
 
 
@@ -130,6 +135,15 @@ def test_lpips_is_that_of_torchmetrics_with_the_same_weights(tmp_path: Path) -> 
     assert right > 0.01
     assert distance(other, truth) == pytest.approx(right, rel=1e-4)
     assert distance(truth, truth) == 0
+
+
+def test_lpips_needs_a_pixel_behind_the_second_pooling(tmp_path: Path) -> None:
+    torch.save(alexnet(), tmp_path / "alexnet.pth")
+    distance = lpips(tmp_path / "alexnet.pth")
+    least = noise(quality.LEAST_LPIPS_PX, 64)
+    assert distance(255 - least, least) > 0
+    with pytest.raises(RuntimeError):
+        distance(least[1:], least[1:])
 
 
 def test_weights_for_lpips_that_cannot_be_used_are_explained(tmp_path: Path) -> None:

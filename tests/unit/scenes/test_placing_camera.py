@@ -87,6 +87,10 @@ def test_camera_files_of_neural_atlas_graphs_are_read(tmp_path: Path, point: lis
         ({"principal_point": [0.4, 0.5]}, "allowed: the middle of the frame"),
         ({"skew": 0.1}, "skew is 0.1"),
         ({"times": None}, "'times' has shape ()"),
+        ({"focal": 10**400}, "'focal' is no array of numbers"),
+        ({"focal": 1200}, "focal length 1200.0; allowed: 0.01 to 100.0, in widths of a frame"),
+        ({"position": [[0, 0, 0], [10**400, 1, 1], [2, 2, 2]]}, "'position' is no array of numbers"),
+        ({"position": [[0, 0, 0], [1e300, 1, 1], [2, 2, 2]]}, "not finite or above 1e+12"),
     ],
 )
 def test_what_is_wrong_in_a_camera_file_is_said(tmp_path: Path, change: dict[str, object], said: str) -> None:
@@ -113,6 +117,22 @@ def test_what_is_no_camera_file_is_refused(tmp_path: Path) -> None:
         read_camera(tmp_path / "text.json")
     with pytest.raises(DataError, match="holds a list"):
         read_camera(written(tmp_path, [1, 2]))
+
+
+@pytest.mark.parametrize("place", ["", '"focal": ', '"focal": 1, "skew": '], ids=["alone", "focal", "skew"])
+@pytest.mark.parametrize("depth", [50, 500, 900, 5000, 100_000])
+def test_a_camera_file_that_is_nested_deeply_is_refused_in_a_line(tmp_path: Path, place: str, depth: int) -> None:
+    nested = "[" * depth + "1" + "]" * depth
+    (tmp_path / "camera.json").write_text(f"{{{place}{nested}}}" if place else nested)
+    with pytest.raises(DataError, match=r"camera\.json: ") as error:
+        read_camera(tmp_path / "camera.json")
+    assert len(str(error.value)) < 500
+
+
+def test_a_number_of_more_digits_than_python_reads_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "camera.json").write_text('{"focal": 1' + "0" * 5000 + "}")
+    with pytest.raises(DataError, match="not a readable camera file"):
+        read_camera(tmp_path / "camera.json")
 
 
 def test_between_given_times_the_camera_moves_evenly() -> None:

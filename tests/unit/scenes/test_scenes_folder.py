@@ -137,6 +137,41 @@ def test_the_layout_of_davis_is_recognised(tmp_path: Path, below: str) -> None:
     assert own.clip(masks=None).masks(2) == {}
 
 
+def test_numbers_of_frames_may_be_times_but_not_of_any_length(own: Own, log: pytest.LogCaptureFixture) -> None:
+    start, step = 1_403_636_579_763_555_584, 50_000_000  # nanoseconds
+    own.fill(1)
+    for name, folder in (("frames", own.frames), ("masks", own.masks)):
+        content = (folder / "00000.png").read_bytes()
+        (folder / "00000.png").unlink()
+        for number in range(3):
+            (own.root / "own" / name / f"{start + number * step}.png").write_bytes(content)
+    assert own.clip().indices == (start, start + step, start + 2 * step)
+    assert f"numbers of {2 * step - 2} frames are missing ({start + 1}, {start + 2}" in log.text
+    (own.frames / "12345678901234567890.png").write_bytes(content)
+    line = own.problem()
+    assert "12345678901234567890.png: the number 12345678901234567890 is too large; allowed: 0 to" in line
+    assert "rename the file, or mend download.folder.frame_pattern" in line
+    for file in own.frames.glob("14*"):
+        file.unlink()
+    assert "is too large" in own.problem()
+    (own.frames / f"{start}.png").write_bytes(content)
+    (own.frames / "12345678901234567890.png").unlink()
+    (own.masks / "12345678901234567890.png").write_bytes(content)
+    assert "masks/12345678901234567890.png: the number" in own.problem()
+
+
+def test_the_camera_of_chosen_frames_keeps_its_times_where_numbers_are_large(own: Own) -> None:
+    start, step = 1_403_636_579_763_555_584, 50_000
+    for number in range(5):
+        save(own.frames / f"{start + number * step}.png", picture(number))
+    path = {"focal": 1, "times": [0, 0.25, 1], "position": [[0, 0, 0]] * 3, "rotation": [[1, 0, 0, 0]] * 3}
+    (own.root / "camera.json").write_text(json.dumps(path))
+    own.masks.rmdir()
+    clip = own.clip(masks=None, camera=own.root / "camera.json", first=start + step)
+    assert clip.camera is not None
+    assert clip.camera.times == pytest.approx([-1 / 3, 0, 1], abs=1e-12)
+
+
 def test_palettes_hold_numbers(own: Own) -> None:
     own.fill(3)
     for number in range(3):
@@ -410,5 +445,20 @@ def test_depth_must_be_finite_and_boxes_of_our_axes(tmp_path: Path) -> None:
     boxes.write_text("[]")
     with pytest.raises(DataError, match="no boxes of an object"):
         read_boxes(boxes)
+    whole = {"object_id": 1, "frame_times": [3], "center": [[0, 1, 2]]}
+    for change, said in (
+        ({"center": [[0, 1, 10**400]]}, "no boxes of an object"),
+        ({"frame_times": [float("inf")]}, "no boxes of an object"),
+        ({"object_id": float("inf")}, "no boxes of an object"),
+        ({"center": [[0, 1, 1e300]]}, "center holds numbers that are not finite or above"),
+        ({"center": [[0, 1, float("nan")]]}, "center holds numbers that are not finite or above"),
+    ):
+        boxes.write_text(json.dumps(whole | change))
+        with pytest.raises(DataError, match=said):
+            read_boxes(boxes)
+    for text in ("[" * 100_000, '{"object_id": 1' + "0" * 5000 + "}", "no JSON"):
+        boxes.write_text(text)
+        with pytest.raises(DataError, match=r"1\.json: not a readable box file .*see docs/scenes\.md"):
+            read_boxes(boxes)
     boxes.write_text(json.dumps({"object_id": 4, "frame_times": [3, 5], "center": [[0, 1, 2], [1, 1, 2]]}))
     assert read_boxes(boxes) == (4, {3: [0, 1, 2], 5: [1, 1, 2]})

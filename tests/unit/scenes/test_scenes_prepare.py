@@ -15,14 +15,22 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from manyscope.errors import DataError
 from manyscope.log import logger
 from manyscope.scopes.scenes.data.clip import Clip
 from manyscope.scopes.scenes.data.folder import Folder
-from manyscope.scopes.scenes.data.prepare import deal, prepare, working_size
+from manyscope.scopes.scenes.data.prepare import count_problems, deal, prepare, working_size
 from manyscope.scopes.scenes.data.sources import Masks, RawClip
-from manyscope.scopes.scenes.settings import FolderSettings, ScenesDownload, ScenesPreprocess, SyntheticSettings
+from manyscope.scopes.scenes.data.video import write_mp4
+from manyscope.scopes.scenes.settings import (
+    FolderSettings,
+    ScenesDownload,
+    ScenesPreprocess,
+    ScenesSettings,
+    SyntheticSettings,
+)
 from manyscope.scopes.scenes.simulate import Synthetic
 from manyscope.tables.manifest import describe
 from manyscope.tables.parquet import write_table
@@ -99,6 +107,90 @@ def test_frames_are_dealt_by_their_place(count: int, every: int) -> None:
 def test_too_short_a_clip_says_how_many_frames_are_needed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the clip has 1 frame; allowed: at least 7, with .*held_out_every 3"):
         run(raw_clip(1), tmp_path / "prepared", held_out_every=3)
+
+
+def problems(source: str, held_out_every: int = 2, most_objects: int = 32, **download: Any) -> list[str]:
+    given = {
+        "scope": "scenes",
+        "title": "A clip",
+        "download": {"source": source, **download},
+        "preprocess": {"held_out_every": held_out_every, "most_objects": most_objects},
+    }
+    return list(count_problems(ScenesSettings.model_validate(given)))
+
+
+def test_a_synthetic_clip_that_is_too_short_is_said_before_it_is_drawn() -> None:
+    (line,) = problems("synthetic", synthetic={"frames": 4})
+    assert line.startswith("download.synthetic: the clip has 4 frames; allowed: at least 5, with preprocess.held_out_")
+    assert "take more frames" in line
+    assert problems("synthetic", synthetic={"frames": 5}) == []
+    assert len(problems("synthetic", 3, synthetic={"frames": 6})) == 1
+    (line,) = problems("synthetic", most_objects=1)
+    assert line.startswith("download.synthetic: found 2 objects; allowed: 1;")
+    assert "raise preprocess.most_objects" in line
+    assert problems("somewhere:Else", synthetic={"frames": 1}) == []
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_a_folder_with_too_few_frames_is_said_before_it_is_linked(tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    for number in range(6):
+        save(frames / f"clip_{number:05d}.png", frame(number))
+    (frames / "notes.txt").touch()
+    (frames / ".clip_00009.png").touch()
+    assert problems("folder", folder={"frames": frames}) == []
+    (line,) = problems("folder", 3, folder={"frames": frames})
+    assert line.startswith("download.folder: the clip has 6 frames; allowed: at least 7, with")
+    for chosen in ({"every": 2}, {"first": 2}, {"last": 3}, {"first": 1, "last": 4}):
+        assert len(problems("folder", folder={"frames": frames, **chosen})) == 1, chosen
+    # Of these the source says something.
+    for wrong in ({"frames": tmp_path / "none"}, {"frames": frames, "first": 9}):
+        assert problems("folder", folder=wrong) == []
+    assert problems("folder", folder={"frames": frames, "frame_pattern": r"(?P<index>[a-z]+)_.*"}) == []
+
+
+def test_a_video_with_too_few_frames_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "clip.mp4"
+    write_mp4(file, [frame(number) for number in range(6)], 10)
+    assert problems("folder", folder={"frames": file}) == []
+    assert len(problems("folder", 3, folder={"frames": file})) == 1
+    assert len(problems("folder", folder={"frames": file, "last": 3})) == 1
+    file.write_text("no video")
+    assert problems("folder", folder={"frames": file}) == []
+
+
+def test_a_folder_with_too_many_objects_is_said(tmp_path: Path) -> None:
+    frames, masks = tmp_path / "frames", tmp_path / "masks"
+    for number in range(6):
+        save(frames / f"{number:05d}.png", frame(number))
+        save(masks / f"{number:05d}.png", box(10).astype(np.uint8) * (number + 1))
+    given = {"frames": frames, "masks": masks}
+    (line,) = problems("folder", most_objects=5, folder=given)
+    assert line.startswith("download.folder: found 6 objects; allowed: 5;")
+    assert problems("folder", most_objects=6, folder=given) == []
+    for fewer in ({"ignore_objects": [2]}, {"last": 4}):
+        assert problems("folder", most_objects=5, folder={**given, **fewer}) == []
+    (masks / "00003.png").write_text("broken")  # of which the source says it
+    assert problems("folder", most_objects=5, folder=given) == []
+    each = {"frames": frames, "masks": tmp_path / "each"}
+    for digit in (1, 2, 7):
+        save(tmp_path / f"each/{digit}/00000.png", box(10).astype(np.uint8))
+    assert len(problems("folder", most_objects=2, folder=each)) == 1
+    assert problems("folder", most_objects=2, folder={**each, "ignore_objects": [7]}) == []
+
+
+def test_smoothed_masks_are_not_taken_for_many_objects_too(tmp_path: Path) -> None:
+    for number in range(6):
+        save(tmp_path / f"frames/{number:05d}.png", frame(number))
+        small = Image.fromarray(box(10).astype(np.uint8) * 255).resize((24, 16), Image.Resampling.BILINEAR)
+        save(tmp_path / f"masks/{number:05d}.png", np.asarray(small.resize((48, 32), Image.Resampling.BICUBIC)))
+    given = {"frames": tmp_path / "frames", "masks": tmp_path / "masks"}
+    assert len(list(Folder().problems(ScenesDownload(source="folder", folder=FolderSettings(**given))))) == 1
+    assert problems("folder", most_objects=3, folder=given) == []
 
 
 @given(st.integers(20, 3000), st.integers(20, 3000), st.floats(0.01, 1), st.integers(32, 3000))

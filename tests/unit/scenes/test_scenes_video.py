@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -58,9 +60,12 @@ def test_frames_are_had_in_any_order(tmp_path: Path) -> None:
 
 def test_webp_is_an_animation(tmp_path: Path) -> None:
     frames = moving(5)
-    write_webp(tmp_path / "clip.webp", frames, 20)
+    write_webp(tmp_path / "clip.webp", iter(frames), 20)
+    write_webp(tmp_path / "again.webp", frames, 20)
+    assert (tmp_path / "clip.webp").read_bytes() == (tmp_path / "again.webp").read_bytes()
     with Image.open(tmp_path / "clip.webp") as image:
         assert image.n_frames == 5
+        assert image.info["loop"] == 0
         for number, frame in enumerate(frames):
             image.seek(number)
             image.load()
@@ -73,6 +78,24 @@ def test_no_frame_leaves_no_file(tmp_path: Path, write: type) -> None:
     with pytest.raises(ValueError, match="no frame"):
         write(tmp_path / "clip", [], 10)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [write_mp4, write_webp])
+def test_frames_are_asked_for_one_by_one_and_not_kept(tmp_path: Path, write: type) -> None:
+    alive: set[int] = set()
+    most = []
+
+    def drawn() -> Iterator[np.ndarray]:
+        for number, frame in enumerate(moving(20)):
+            picture = frame.copy()
+            alive.add(number)
+            weakref.finalize(picture, alive.discard, number)
+            yield picture
+            most.append(len(alive))
+
+    write(tmp_path / "clip", drawn(), 10)
+    assert len(most) == 20
+    assert max(most) <= 3
 
 
 def test_an_error_among_the_frames_leaves_what_was_there(tmp_path: Path) -> None:

@@ -471,6 +471,45 @@ def test_progress_reaches_a_network_that_asks_for_it(
     assert seen == [step / len(seen) for step in range(len(seen))]
 
 
+def test_idle_parameters_stay_as_they_are_with_the_optimisers_memory_of_them(
+    experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def idle(self: Net) -> list[nn.Parameter]:
+        return list(self.layers[4].parameters()) if self.calls < 15 else []
+
+    monkeypatch.setattr(Net, "idle", idle, raising=False)
+    seen = {}
+
+    def look(self: Tiny, settings: Any, prepared: Path, run: TrainingRun) -> None:
+        run.at_check(lambda network, step: seen.update({step: network.layers[4].weight.detach().clone()}))
+        Scope.fit(self, settings, prepared, run)
+
+    monkeypatch.setattr(Tiny, "fit", look)
+    train_stage.run(settings(), experiment)
+    first, *_, last = sorted(seen)
+    assert first < 14 < last
+    assert torch.equal(seen[first], seen[sorted(seen)[1]])
+    assert not torch.equal(seen[first], seen[last])
+
+
+def test_whoever_waits_for_a_check_sees_the_network_at_each_and_changes_nothing(
+    experiment: ExperimentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_stage.run(settings(), experiment)
+    seen = list[tuple[type, int]]()
+
+    def look(self: Tiny, settings: Any, prepared: Path, run: TrainingRun) -> None:
+        run.at_check(lambda network, step: seen.append((type(network), step)))
+        Scope.fit(self, settings, prepared, run)
+
+    monkeypatch.setattr(Tiny, "fit", look)
+    other = copy_of(experiment, "other")
+    train_stage.run(settings(), other)
+    steps = read_table(other.history)["step"].unique().sort().to_list()
+    assert seen == [(Net, step) for step in steps]
+    assert same(weights(experiment), weights(other))
+
+
 def test_seed_step_depends_on_each_part() -> None:
     draws = []
     for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):

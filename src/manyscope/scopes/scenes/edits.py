@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from manyscope.settings.sections import Section
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _CELLS = 16  # of the checker along the longer edge of a frame
 
@@ -91,6 +93,8 @@ class ScenesEdits(Section):
 
 def checker(height: int, width: int) -> np.ndarray:
     """A checkerboard over a whole frame, (height, width, 4) uint8, opaque, with which painting is judged."""
+    import numpy as np
+
     cell = max(2, max(height, width) // _CELLS)
     y, x = np.mgrid[:height, :width] // cell
     colours = np.array([[230, 60, 40, 255], [40, 90, 230, 255]], np.uint8)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class Placement:
             with np.load(path, allow_pickle=False) as archive:
                 found = {f.name: archive[f.name] for f in fields(cls) if f.name != "object_pictures"}
                 pictures = [archive[f"object_picture_{i}"] for i in range(len(found["object_position"]))]
-        except (OSError, EOFError, ValueError, KeyError) as error:
+            found["focal"] = float(found["focal"])
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, BadZipFile) as error:
             raise DataError(f"not a readable placement ({error})", place=path, remedy=_REMEDY) from error
-        found["focal"] = float(found["focal"])
         return cls(**found, object_pictures=pictures)

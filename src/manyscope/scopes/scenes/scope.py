@@ -46,6 +46,7 @@ class Scenes(Scope[ScenesSettings]):
         return prepare(clip, settings.preprocess, raw, prepared)
 
     def problems(self, settings: ScenesSettings) -> Iterator[str]:
+        from manyscope.scopes.scenes.data.prepare import count_problems
         from manyscope.scopes.scenes.data.sources import SOURCES, find_source
         from manyscope.scopes.scenes.model.names import MODELS, PLANES, SAMPLERS
 
@@ -60,6 +61,7 @@ class Scenes(Scope[ScenesSettings]):
                 registry.path(name)
             except ManyscopeError as error:
                 yield f"{place}: {error}"
+        yield from count_problems(settings)
         try:
             SOURCES.path(settings.download.source)
         except ManyscopeError as error:
@@ -103,16 +105,10 @@ class Scenes(Scope[ScenesSettings]):
         self, settings: ScenesSettings, prepared: Path, files: Path, samples: pl.DataFrame, predictions: pl.DataFrame
     ) -> Evaluation:
         from manyscope.scopes.scenes.evaluate import evaluate
-        from manyscope.scopes.scenes.model.infer import eight_bit
-        from manyscope.scopes.scenes.model.render import render
+        from manyscope.scopes.scenes.model.infer import untrained
 
         clip = self.data(settings, prepared)
-        untrained = self.model(settings, clip).eval()
-
-        def placed(position: int) -> tuple[np.ndarray, np.ndarray]:
-            rendering = render(untrained, float(clip.times[position]))
-            return eight_bit(rendering.frame), eight_bit(rendering.layers["background"][..., :3])
-
+        placed = untrained(self.model(settings, clip), clip)
         return evaluate(settings.evaluate, clip, files, samples, predictions, placed)
 
     def thumbnails(self, prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[Image | None]:
@@ -127,7 +123,7 @@ class Scenes(Scope[ScenesSettings]):
             raise ManyscopeError("scope 'scenes' cannot search by text", remedy="use --id, --vector or --image")
         return embed_picture(query)
 
-    def edit(self, export: Path, edits: Section, output: Path) -> list[Path]:
+    def edit(self, settings: ScenesSettings, export: Path, edits: Section, output: Path) -> list[Path]:
         from manyscope.scopes.scenes.model.edit import edit
 
-        return edit(export, cast("ScenesEdits", edits), output)
+        return edit(settings, export, cast("ScenesEdits", edits), output)

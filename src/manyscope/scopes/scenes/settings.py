@@ -55,7 +55,9 @@ class FolderSettings(Section):
         None, description="Folder of relative depth, .tif or .tiff of floats, larger is farther."
     )
     camera: Path | None = Field(None, description="A .json file with the camera's path: see docs/scenes.md.")
-    boxes: Path | None = Field(None, description="Folder of .json files with three-dimensional boxes of the objects.")
+    boxes: Path | None = Field(
+        None, description="Folder of .json files with three-dimensional boxes, one for each object."
+    )
     frame_pattern: str = Field(
         r"(?P<index>[0-9]+)\.(png|jpg|jpeg)", description="Regular expression for the end of a frame's file name."
     )
@@ -152,32 +154,35 @@ class ScenesModel(ModelSettings):
     alpha: FieldSettings | None = Field(None, description="Field of opacity; null: as the preset has it.")
     flow: FieldSettings | None = Field(None, description="Field of displacement; null: as the preset has it.")
     view: FieldSettings | None = Field(None, description="Field of what changes; null: as the preset has it.")
-    object_plane: str = Field("planar", description="planar, or an import path of a class of planes.")
-    background_plane: str = Field("planar", description="planar, or an import path of a class of planes.")
-    view_by: Literal["time", "angle", "none"] = Field(
-        "time", description="What the changing part of colour and opacity depends on: time, the angle of view, nothing."
+    object_plane: str = Field("planar", description="planar, or an import path of a class derived from it.")
+    background_plane: str = Field("planar", description="planar, or an import path of a class derived from it.")
+    view_by: Literal["volume", "time", "angle", "none"] = Field(
+        "volume",
+        description="The changing part of colour and opacity: volume, a grid over place and time; time, a spline over"
+        " time at each place; angle, by the angle of view as in Neural Atlas Graphs; none.",
     )
     colour_weight: PositiveFloat = Field(0.1, description="Of the field of colour beside the initial picture.")
     alpha_weight: PositiveFloat = Field(0.5, description="Of the field of opacity, in logits.")
     flow_weight: PositiveFloat = Field(0.1, description="Of the field of displacement, in sizes of the plane.")
     view_weight: PositiveFloat = Field(0.1, description="Of the field of what changes.")
     pose_weight: PositiveFloat = Field(
-        0.05, description="Of the learned offsets of paths, in units of the scene and in radians."
+        0.035, description="Of the learned offsets of paths, in depths at which they are seen and in radians."
     )
     control_points_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="Control points of displacement and of change over time, as a share of the number of frames."
+        0.25, description="Control points of displacement and of change over time, as a share of the number of frames."
     )
     camera_translation: bool = Field(True, description="Learn offsets of the camera's position.")
     camera_rotation: bool = Field(True, description="Learn offsets of the camera's direction.")
     object_translation: bool = Field(True, description="Learn offsets of the objects' positions.")
     object_rotation: bool = Field(True, description="Learn offsets of the objects' directions.")
     coarse_to_fine: Fraction = Field(
-        0.5,
+        0.3,
         description="Share of the steps after which displacement and change see all levels of their grids; 0: at once.",
     )
-    poses_until: Fraction = Field(0.05, description="Share of the steps in which paths alone are learned.")
-    colour_until: Fraction = Field(0.2, description="Share of the steps in which colour and opacity join the paths.")
-    mask_weight: NotNegative = Field(0.02, description="Of the difference between opacities and masks.")
+    poses_until: Fraction = Field(0.03, description="Share of the steps in which paths alone are learned.")
+    colour_until: Fraction = Field(0.1, description="Share of the steps in which colour and opacity join the paths.")
+    mask_weight: NotNegative = Field(0.05, description="Of the difference between opacities and masks.")
+    hidden_penalty: NotNegative = Field(0.1, description="Of the change of a layer where nearer ones hide it.")
     flow_penalty: NotNegative = Field(0.0, description="Of the mean displacement, in sizes of the plane.")
     alpha_penalty: NotNegative = Field(0.0, description="Of half-opacity, mean of 4 a (1 - a).")
 
@@ -191,13 +196,14 @@ class ScenesModel(ModelSettings):
 class ScenesTrain(TrainSettings):
     """Training on rays through the training frames."""
 
-    epochs: PositiveFloat = Field(20, description="Passes over as many rays as the training frames have pixels.")
+    epochs: PositiveFloat = Field(8, description="Passes over as many rays as the training frames have pixels.")
     batch_size: PositiveInt = Field(32_768, description="Rays in one step, over all processes.")
     lr: PositiveFloat = Field(1e-2, description="Peak learning rate.")
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay.")
     optimizer: str = Field("adam", description="adamw, adam, sgd, rmsprop, muon, or import path of an optimiser.")
     optimizer_args: dict[str, object] = Field(
-        {"betas": [0.9, 0.99], "eps": 1e-15}, description="Further arguments of the optimiser."
+        {"betas": [0.9, 0.99], "eps": 1e-15},
+        description="Further arguments of the optimiser; these are for adam and adamw.",
     )
     sampler: str = Field(
         "pixels",

@@ -17,6 +17,7 @@ from manyscope.tables.whole import read_json
 META = "clip.json"
 FRAMES, MASKS, KNOWN, DEPTH = "frames.npy", "masks.npy", "known.npy", "depth.npy"
 TRUTH = "truth"
+HALF = 128  # a mask's or an opacity's value from which a pixel counts as inside
 
 
 class Clip(PreparedSamples):

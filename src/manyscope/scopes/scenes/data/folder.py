@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from manyscope.log import logger, progress
 from manyscope.scopes.scenes.data.reading import (
     ValueCounts,
     check_size,
+    first_few,
     read_binary,
     read_boxes,
     read_depth,
@@ -38,7 +41,7 @@ _CAMERA, _VIDEO, _OBJECT = "camera.json", "video", "object-"
 _DAVIS_FRAMES, _DAVIS_MASKS = "JPEGImages", "Annotations"
 _WHITE = 255  # value of the only object where masks are black and white
 _NUMBER_AT_END = re.compile(r"(\d+)\D*\Z")
-_NAMED = 5  # in a message
+_MOST_NUMBER = 2**63 - 1
 
 
 @dataclass
@@ -197,8 +200,8 @@ class _Linked:
         first, last = self.indices[0], self.indices[-1]
         if [first, last] == list(self.span) or first == last:
             return camera
-        number = self.span[0] + camera.times * (self.span[1] - self.span[0])
-        return replace(camera, times=(number - first) / (last - first))
+        number = self.span[0] - first + camera.times * (self.span[1] - self.span[0])
+        return replace(camera, times=number / (last - first))
 
 
 def examine(settings: FolderSettings) -> tuple[Own, list[DataError]]:
@@ -207,6 +210,62 @@ def examine(settings: FolderSettings) -> tuple[Own, list[DataError]]:
     search.find()
     search.read()
     return search.own, search.errors
+
+
+def count(settings: FolderSettings) -> tuple[int, int]:
+    """How many frames are chosen, by their names, and how many objects the masks have. What is missing or broken is
+    none, and smoothed masks have none: see `examine`."""
+    chosen = set(_between(sorted(_frame_numbers(settings)), settings)[:: settings.every])
+    folder = absolute(settings.masks) if settings.masks else settings.frames and _beside(absolute(settings.frames))
+    if not chosen or not folder or not folder.is_dir():
+        return len(chosen), 0
+    if folders := _object_folders(folder, settings.mask_pattern):
+        return len(chosen), len(set(_digits([f.name for f in folders])) - set(settings.ignore_objects))
+    counts = ValueCounts()
+    files = [file for file in sorted(folder.iterdir()) if _number(settings.mask_pattern, file) in chosen]
+    for file in progress(files, "counting objects", len(files)):
+        with suppress(DataError):
+            counts.add(read_values(file), file)
+    try:
+        counts.check()
+    except DataError:
+        return len(chosen), 0
+    digits = {1} if set(counts.pixels) == {_WHITE} else set(counts.pixels)
+    return len(chosen), len(digits - set(settings.ignore_objects))
+
+
+def _frame_numbers(settings: FolderSettings) -> set[int]:
+    place = absolute(settings.frames or Path())
+    if settings.frames is not None and place.is_file():
+        most = None if settings.last is None else settings.last + 1
+        try:
+            return set(range(sum(1 for _ in islice(read_frames(place), most))))
+        except DataError:
+            return set()
+    if settings.frames is None or not place.is_dir():
+        return set()
+    found = {_number(settings.frame_pattern, file) for file in place.iterdir()}
+    return {number for number in found if number is not None}
+
+
+def _between(numbers: list[int], settings: FolderSettings) -> list[int]:
+    first, last = settings.first, settings.last
+    return [i for i in numbers if (first is None or i >= first) and (last is None or i <= last)]
+
+
+def _object_folders(folder: Path, pattern: str) -> list[Path]:
+    """The folders below the folder of masks, if it holds no masks itself."""
+    folders = sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != ".")
+    return [] if any(_match(pattern, f.name) for f in folder.iterdir() if f.is_file()) else folders
+
+
+def _number(pattern: str, file: Path) -> int | None:
+    """What the pattern says of a file that the source reads."""
+    match = _match(pattern, file.name) if file.name[0] != "." and file.is_file() else None
+    try:
+        return int(match["index"]) if match else None
+    except (TypeError, ValueError):
+        return None
 
 
 class _Search:
@@ -306,8 +365,7 @@ class _Search:
         return frame.shape[0], frame.shape[1]
 
     def _chosen(self, every: list[int], place: Path) -> list[int]:
-        first, last = self.settings.first, self.settings.last
-        chosen = [i for i in every if (first is None or i >= first) and (last is None or i <= last)]
+        chosen = _between(every, self.settings)
         if not chosen:
             self._report(
                 f"frames are numbered {every[0]} to {every[-1]}, and none of them is chosen",
@@ -315,18 +373,20 @@ class _Search:
                 remedy="mend download.folder.first and last",
             )
             return []
-        missing = sorted(set(range(chosen[0], chosen[-1] + 1)) - set(chosen))
+        missing = chosen[-1] - chosen[0] + 1 - len(chosen)
         if missing:
+            # Numbers may be times in nanoseconds, and those between them too many to list.
+            between = chain.from_iterable(range(one + 1, other) for one, other in pairwise(chosen))
             logger.warning(
                 "%s: numbers of %d frames are missing (%s); times follow the numbers, so that what moves is thought to "
-                "have gone on moving", place, len(missing), _some(missing),
+                "have gone on moving", place, missing, first_few(between),
             )  # fmt: skip
         return chosen[:: self.settings.every]
 
     def _find_masks(self, folder: Path, frames: set[int]) -> None:
         own, pattern = self.own, self.settings.mask_pattern
-        folders = sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != ".") if folder.is_dir() else []
-        if folders and not any(_match(pattern, f.name) for f in folder.iterdir() if f.is_file()):
+        folders = _object_folders(folder, pattern) if folder.is_dir() else []
+        if folders:
             own.names = dict(zip(_digits([f.name for f in folders]), [f.name for f in folders], strict=True))
             own.names = dict(sorted(own.names.items()))
             for digit, name in own.names.items():
@@ -348,7 +408,7 @@ class _Search:
             )
             return
         if alone := sorted(numbers - frames):
-            logger.warning("%s: %d masks have no frame (%s) and are ignored", folder, len(alone), _some(alone))
+            logger.warning("%s: %d masks have no frame (%s) and are ignored", folder, len(alone), first_few(alone))
         self._warn_of_unknown(folder)
 
     def _warn_of_unknown(self, folder: Path) -> None:
@@ -356,7 +416,9 @@ class _Search:
         without = {"": [i for i in own.indices if i not in own.masks]} if own.masks else {}
         for digit, images in own.objects.items():
             without[f" of object {digit}"] = [i for i in own.indices if i not in images]
-        parts = [f"{len(some)} frames have no mask{whose} ({_some(some)})" for whose, some in without.items() if some]
+        parts = [
+            f"{len(some)} frames have no mask{whose} ({first_few(some)})" for whose, some in without.items() if some
+        ]
         if parts:
             logger.warning(
                 "%s: %s; what is seen there is thought to be unknown; where an object is absent, its mask should be "
@@ -367,7 +429,7 @@ class _Search:
         without = [index for index in self.own.indices if index not in self.own.depth]
         if self.own.depth and without:
             self._report(
-                f"{len(without)} frames have no depth ({_some(without)})",
+                f"{len(without)} frames have no depth ({first_few(without)})",
                 folder,
                 allowed="depth for every frame that is read, or for none",
                 remedy="add it, or leave out download.folder.depth",
@@ -405,19 +467,27 @@ class _Search:
                     remedy=f"mend download.folder.{what}_pattern",
                 )
                 return {}
+            if max(number) > _MOST_NUMBER:
+                self._report(
+                    f"the number {max(number)} is too large",
+                    file,
+                    allowed=f"0 to {_MOST_NUMBER}",
+                    remedy=f"rename the file, or mend download.folder.{what}_pattern",
+                )
+                continue
             if number in found:
                 self._twice(number[0], found[number], file)
             found.setdefault(number, file)
         if not files:
             self._report("the folder holds no file", folder, remedy=f"mend {key}")
-        elif not found:
+        elif len(ignored) == len(files):
             self._report(
                 f"the end of none of {len(files)} names, such as {files[0].name!r}, matches {pattern}",
                 folder,
                 remedy=f"mend {key} or download.folder.{what}_pattern",
             )
         elif ignored:
-            logger.warning("%s: %d files do not match and are ignored (%s)", folder, len(ignored), _some(ignored))
+            logger.warning("%s: %d files do not match and are ignored (%s)", folder, len(ignored), first_few(ignored))
         return found
 
     def _twice(self, index: int, one: Path, other: Path) -> None:
@@ -458,7 +528,3 @@ def _beside(frames: Path) -> Path | None:
             masks = Path(*parts[:i], _DAVIS_MASKS, *parts[i + 1 :])
             return masks if masks.is_dir() else None
     return None
-
-
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")

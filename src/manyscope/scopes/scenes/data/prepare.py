@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +13,16 @@ import polars as pl
 
 from manyscope.errors import DataError
 from manyscope.log import logger, progress
-from manyscope.scopes.scenes.data.clip import DEPTH, FRAMES, KNOWN, MASKS, META, TRUTH
-from manyscope.scopes.scenes.data.reading import MASKS_ARE, whole_array
+from manyscope.scopes.scenes.data.clip import DEPTH, FRAMES, HALF, KNOWN, MASKS, META, TRUTH
+from manyscope.scopes.scenes.data.reading import MASKS_ARE, first_few, whole_array
 from manyscope.tables.arrays import map_array
 from manyscope.tables.whole import write_json
 
 if TYPE_CHECKING:
     from manyscope.scopes.scenes.data.sources import RawClip
-    from manyscope.scopes.scenes.settings import ScenesPreprocess
+    from manyscope.scopes.scenes.settings import ScenesPreprocess, ScenesSettings
 
-_HALF = 128  # a mask's value from which a pixel counts as inside
 _SMALLEST_PX = 16
-_NAMED = 5  # in a message
 _SCHEMA: dict[str, Any] = {
     "sample_id": pl.String,
     "group": pl.String,
@@ -69,7 +68,7 @@ def prepare(clip: RawClip, settings: ScenesPreprocess, raw: Path, prepared: Path
     return pl.DataFrame(dict(zip(_SCHEMA, columns, strict=True)), schema=_SCHEMA)
 
 
-def deal(count: int, held_out_every: int, place: Path) -> list[str]:
+def deal(count: int, held_out_every: int, place: object) -> list[str]:
     """The split of each frame by its position p: held out is each p with p % held_out_every == held_out_every - 1, but
     for the first and the last; of those, in order, the second of every four is for validation and the others for test.
 
@@ -91,6 +90,30 @@ def deal(count: int, held_out_every: int, place: Path) -> list[str]:
     return split
 
 
+def count_problems(settings: ScenesSettings) -> Iterator[str]:
+    """What `prepare` will refuse of the numbers of frames and objects, one sentence each, where the settings or the
+    files of the source tell them before the download. Nothing is said of files that are missing or broken; `problems`
+    of the source does that."""
+    download, given = settings.download, settings.preprocess
+    if download.source == "synthetic":
+        frames, objects = download.synthetic.frames, download.synthetic.sprites
+    elif download.source == "folder":
+        from manyscope.scopes.scenes.data.folder import count
+
+        frames, objects = count(download.folder)
+        if not frames:
+            return
+    else:
+        return
+    place = f"download.{download.source}"
+    try:
+        deal(frames, given.held_out_every, place)
+    except DataError as error:
+        yield str(error)
+    if objects > given.most_objects:
+        yield str(_too_many(f"found {objects} objects", given.most_objects, place))
+
+
 def working_size(height: int, width: int, settings: ScenesPreprocess, place: Path) -> tuple[int, int]:
     """Height and width after shrinking.
 
@@ -107,6 +130,15 @@ def working_size(height: int, width: int, settings: ScenesPreprocess, place: Pat
             remedy="raise preprocess.resolution_factor or preprocess.longest_px, or take larger frames",
         )
     return size
+
+
+def _too_many(found: str, most: int, place: object) -> DataError:
+    return DataError(
+        found,
+        place=place,
+        allowed=f"{most}; {MASKS_ARE}",
+        remedy="save the masks again if an edge has values of its own, else raise preprocess.most_objects",
+    )
 
 
 @dataclass
@@ -148,7 +180,7 @@ class _Writer:
         if not seen.all():
             lost = [digit for digit, kept in zip(digits, seen, strict=True) if not kept]
             logger.warning(
-                "%d objects are in no training frame and become background (%s)", len(lost), _some(lost)
+                "%d objects are in no training frame and become background (%s)", len(lost), first_few(lost)
             )  # fmt: skip
             self._keep(seen)
             known, digits = known[:, seen], [digit for digit in digits if digit not in lost]
@@ -185,11 +217,9 @@ class _Writer:
             found = self.clip.masks(position) or {}
             digits |= set(found)
             if len(digits) > most:
-                raise DataError(
-                    f"found {len(digits)} objects by frame {self.clip.indices[position]}, {len(found)} of them in it",
-                    place=self.raw,
-                    allowed=f"{most}; {MASKS_ARE}",
-                    remedy="save the masks again if an edge has values of its own, else raise preprocess.most_objects",
+                index = self.clip.indices[position]
+                raise _too_many(
+                    f"found {len(digits)} objects by frame {index}, {len(found)} of them in it", most, self.raw
                 )
         return sorted(digits)
 
@@ -197,7 +227,7 @@ class _Writer:
         masks = map_array(self.prepared / MASKS)
         seen = np.zeros(objects, bool)
         for position in trained:
-            seen |= (masks[position] >= _HALF).any((1, 2))
+            seen |= (masks[position] >= HALF).any((1, 2))
         return seen
 
     def _keep(self, kept: np.ndarray) -> None:
@@ -275,7 +305,7 @@ def _seen(prepared: Path) -> tuple[list[int | None], list[float | None]]:
     covered: list[float | None] = []
     for mask, sure in zip(masks, known, strict=True):
         unknown = len(sure) > 0 and not sure.any()
-        objects.append(None if unknown else int((mask >= _HALF).any((1, 2)).sum()))
+        objects.append(None if unknown else int((mask >= HALF).any((1, 2)).sum()))
         covered.append(None if unknown else float(_covered(mask).mean()))
     return objects, covered
 
@@ -283,7 +313,3 @@ def _seen(prepared: Path) -> tuple[list[int | None], list[float | None]]:
 def _covered(masks: np.ndarray) -> np.ndarray:
     """From masks (O, h, w) to the share of each pixel that they cover together; exact where none overlap."""
     return masks.sum(0, dtype=np.uint32).clip(0, 255) / 255
-
-
-def _some(names: list[int]) -> str:
-    return ", ".join(map(str, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from manyscope.errors import DataError
-from manyscope.tables.whole import read_json, reserve, whole_file
+from manyscope.tables.whole import reserve, whole_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MASKS_ARE = "masks are images of object numbers, saved as PNG without smoothing"
+LARGEST = 1e12  # of a number in a user's file, in units of the scene: so far one can still calculate
 _MOST = 65_535
 _THIN, _FEWEST_THIN = 0.1, 3
+_NAMED = 5  # in a message
 
 
 def read_frame(path: Path) -> np.ndarray:
@@ -103,6 +107,21 @@ def read_depth(path: Path) -> np.ndarray:
     return depth
 
 
+def read_own_json(path: Path, what: str, remedy: str) -> Any:
+    """A JSON file of the user's.
+
+    Args:
+        what: it is, for the error.
+
+    Raises:
+        DataError: missing, not JSON, or more than Python reads: nested too deeply, or numbers of thousands of digits.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"not a readable {what} ({error})", place=path, remedy=remedy) from error
+
+
 def read_boxes(path: Path) -> tuple[int, dict[int, list[float]]]:
     """The boxes of one object, as Neural Atlas Graphs writes them: a JSON object with `object_id`, the number in the
     masks; `frame_times`, numbers of frames; and `center`, for each of those the middle (x, y, z) of the box in the
@@ -112,21 +131,22 @@ def read_boxes(path: Path) -> tuple[int, dict[int, list[float]]]:
         The object's number, and for each number of a frame the middle.
 
     Raises:
-        DataError: missing, not JSON, without these, with others numbers of them, or with other axes.
+        DataError: missing, not JSON, without these, with other numbers of them, too large, or with other axes.
     """
-    content = read_json(path)
+    content = read_own_json(path, "box file", "see docs/scenes.md for the form of a box file")
     form = "an object with object_id, frame_times and as many center (x, y, z)"
     try:
         axes = str(content.get("coordinate_system", "rdf"))
         digit, numbers = int(content["object_id"]), [int(number) for number in content["frame_times"]]
         centres = np.array(content["center"], float)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"no boxes of an object ({error!r})", place=path, allowed=form) from error
     if axes.lower() != "rdf":
         raise DataError(f"the coordinate system is {axes}", place=path, allowed="rdf: x right, y down, z forward")
-    if centres.shape != (len(numbers), 3) or not np.isfinite(centres).all():
-        found = f"center of shape {centres.shape} for {len(numbers)} frame_times"
-        raise DataError(found, place=path, allowed=f"{form}, all finite")
+    if centres.shape != (len(numbers), 3):
+        raise DataError(f"center of shape {centres.shape} for {len(numbers)} frame_times", place=path, allowed=form)
+    if not (np.abs(centres) <= LARGEST).all():
+        raise DataError(f"center holds numbers that are not finite or above {LARGEST:g}", place=path)
     return digit, dict(zip(numbers, centres.tolist(), strict=True))
 
 
@@ -188,6 +208,12 @@ class ValueCounts:
                 allowed=MASKS_ARE,
                 remedy="save the masks again; where they were resized, by the nearest pixel",
             )
+
+
+def first_few(names: Iterable[object]) -> str:
+    """Some of the names, for a message."""
+    some = list(islice(names, _NAMED + 1))
+    return ", ".join(map(str, some[:_NAMED])) + (", …" if len(some) > _NAMED else "")
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from manyscope.log import logger
 from manyscope.tables.whole import whole_file
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
+    from av.container import InputContainer, OutputContainer
+    from av.video.stream import VideoStream
 
 _MOST_RATE = 100_000  # denominator of the frames in a second
 _ENOUGH = 0.9  # of the frames that the header says; what an edit list hides is counted there too
@@ -118,65 +119,58 @@ class Video(Sequence[np.ndarray]):
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     """Write frames, (h, w, 3) uint8 of one size, as H.264. An odd edge is repeated once, since the format has colours
-    for pairs of pixels. The same frames give the same bytes.
+    for pairs of pixels. The same frames give the same bytes. Frames are asked for one by one and not kept.
 
     Raises:
         ValueError: there is no frame.
         DataError: the file cannot be written.
     """
-    import av
-
-    rate = Fraction(fps).limit_denominator(_MOST_RATE)
-    pictures = iter(frames)
-    first = _even(_first(pictures))
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
-    with (
-        whole_file(path) as partial,
-        av.open(str(partial), "w", format="mp4", container_options=options) as container,
-    ):
+    rate = Fraction(fps).limit_denominator(_MOST_RATE)
+    with _writing(path, "mp4", options) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(_QUALITY["mp4"])})
-        stream.height, stream.width, stream.pix_fmt = first.shape[0], first.shape[1], "yuv420p"
-        # The bytes also depend on the number of threads.
-        stream.codec_context.thread_count = 1
-        stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        for picture in _all(first, pictures):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(_even(picture), format="rgb24")))
-        container.mux(stream.encode())
+        stream.pix_fmt = "yuv420p"
+        _encode(container, stream, map(_even, frames))
 
 
 def write_webp(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write frames, (h, w, 3) uint8 of one size, as an animation that never ends.
+    """Write frames, (h, w, 3) uint8 of one size, as an animation that never ends; each is shown for a whole number of
+    milliseconds. Frames are asked for one by one and not kept.
 
     Raises:
         ValueError: there is no frame.
         DataError: the file cannot be written.
     """
-    from PIL import Image
-
-    pictures = iter(frames)
-    first = Image.fromarray(_first(pictures))
-    with whole_file(path) as partial:
-        first.save(
-            partial,
-            format="WEBP",
-            save_all=True,
-            append_images=[Image.fromarray(picture) for picture in pictures],
-            duration=round(1000 / fps),
-            loop=0,
-            quality=_QUALITY["webp"],
-        )
+    rate = Fraction(1000, max(1, round(1000 / fps)))
+    with _writing(path, "webp", {"loop": "0"}) as container:
+        stream = container.add_stream("libwebp_anim", rate=rate, options={"quality": str(_QUALITY["webp"])})
+        stream.pix_fmt = "bgra"
+        _encode(container, stream, frames)
 
 
-def _first(frames: Iterator[np.ndarray]) -> np.ndarray:
-    try:
-        return next(frames)
-    except StopIteration:
-        raise ValueError("no frame to write") from None
+@contextmanager
+def _writing(path: Path, form: str, options: dict[str, str]) -> Iterator[OutputContainer]:
+    import av
+
+    with whole_file(path) as partial, av.open(str(partial), "w", format=form, container_options=options) as container:
+        yield container
 
 
-def _all(first: np.ndarray, others: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from others
+def _encode(container: OutputContainer, stream: VideoStream, frames: Iterable[np.ndarray]) -> None:
+    import av
+
+    # The bytes also depend on the number of threads.
+    stream.codec_context.thread_count = 1
+    stream.codec_context.flags |= av.codec.context.Flags.bitexact
+    done = 0
+    for picture in frames:
+        if not done:
+            stream.height, stream.width = picture.shape[:2]
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        done += 1
+    if not done:
+        raise ValueError("no frame to write")
+    container.mux(stream.encode())
 
 
 def _even(picture: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from manyscope.scopes.base import Evaluation
 from manyscope.scopes.scenes.evaluate import baselines, figures
 from manyscope.scopes.scenes.evaluate.baselines import Placed
 from manyscope.scopes.scenes.evaluate.judge import MODEL, Judge
-from manyscope.scopes.scenes.evaluate.quality import lpips, ms_ssim
+from manyscope.scopes.scenes.evaluate.quality import LEAST_LPIPS_PX, Likeness, lpips, ms_ssim
 from manyscope.scopes.scenes.evaluate.rendered import AGAIN, Rendered
+from manyscope.scopes.scenes.files import BACKGROUND
 from manyscope.tables.metrics import Metric
 
 if TYPE_CHECKING:
@@ -64,17 +66,19 @@ def evaluate(
         files: folder of the stage infer.
         samples: the samples of `clip`.
         predictions: see `Rendered`.
-        placed: position -> (frame, background), (h, w, 3) uint8 each, of the scene as the training found it.
+        placed: (position, without=None) -> (frame, background), (h, w, 3) uint8 each, of the scene as the training
+            found it; the frame without an object if one is named.
 
     Raises:
-        DataError: no held-out frame was rendered, or pictures are missing, broken or of another size.
+        DataError: no held-out frame was rendered, pictures are missing, broken or of another size, or the frames are
+            too small for LPIPS.
         CheckpointError: the weights for LPIPS cannot be used.
     """
+    likeness = _likeness(settings, clip.size)
     rendered = Rendered(files, clip, predictions)
     positions = {split: _rendered(samples, split, rendered, files) for split in GROUPS}
     if len(positions[TEST]) < FEWEST:
         logger.warning("the intervals are from %d held-out frames only: they say little", len(positions[TEST]))
-    likeness = {"lpips": lpips(settings.lpips_weights)} if settings.lpips_weights else {"ms_ssim": ms_ssim}
     judge = Judge(clip, rendered, baselines.by_name(settings.baselines, clip, placed), likeness)
     split_of = {position: split for split in GROUPS for position in positions[split]}
     for position in progress(sorted(split_of), "judge the frames", len(split_of)):
@@ -85,8 +89,21 @@ def evaluate(
 
     drawn, captions = figures.draw(settings.shown, clip, rendered, positions[TEST], _curves(judge))
     tables = {"per_frame.csv": _per_frame(judge, samples)}
-    videos = _videos(rendered, sorted(split_of), settings.video_fps)
+    videos = _videos(rendered, (BACKGROUND, *clip.objects), sorted(split_of), settings.video_fps)
     return Evaluation(HEADLINE, list(_metrics(settings, judge)), drawn, captions, tables, videos)
+
+
+def _likeness(settings: ScenesEvaluate, size: tuple[int, int]) -> dict[str, Likeness]:
+    if settings.lpips_weights is None:
+        return {"ms_ssim": ms_ssim}
+    if min(size) < LEAST_LPIPS_PX:
+        raise DataError(
+            f"frames of {size[0]} x {size[1]} pixels are too small for LPIPS",
+            place="evaluate.lpips_weights",
+            allowed=f"null, or frames whose shorter edge has {LEAST_LPIPS_PX} pixels or more",
+            remedy="set it to null, for MS-SSIM instead",
+        )
+    return {"lpips": lpips(settings.lpips_weights)}
 
 
 def _rendered(samples: pl.DataFrame, split: str, rendered: Rendered, files: Path) -> list[int]:
@@ -149,11 +166,18 @@ def _per_frame(judge: Judge, samples: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _videos(rendered: Rendered, positions: list[int], fps: float) -> dict[str, Callable[[Path], None]]:
-    """The rendered frames one after the other, as a video and as a moving picture."""
+def _videos(
+    rendered: Rendered, layers: Sequence[str], positions: Sequence[int], fps: float
+) -> dict[str, Callable[[Path], None]]:
+    """The rendered frames one after the other, as a video and as a moving picture, and each layer alone as a video."""
     from manyscope.scopes.scenes.data.video import write_mp4, write_webp
+
+    def write_layer(layer: str, path: Path) -> None:
+        pictures = (figures.on_checkerboard(rendered.layer(position, layer)) for position in positions)
+        write_mp4(path, pictures, fps)
 
     return {
         "scene.mp4": lambda path: write_mp4(path, map(rendered.frame, positions), fps),
         "scene.webp": lambda path: write_webp(path, map(rendered.frame, positions), fps),
+        **{f"{layer}.mp4": partial(write_layer, layer) for layer in layers},
     }

@@ -12,12 +12,13 @@ from functools import cached_property
 
 import numpy as np
 
-from manyscope.scopes.scenes.data.clip import Clip
-from manyscope.scopes.scenes.evaluate.quality import HALF
+from manyscope.scopes.scenes.data.clip import HALF, Clip
 
 NEAREST_FRAME, TEMPORAL_MEDIAN, PLACED = "nearest_frame", "temporal_median", "placed"
 
-Placed = Callable[[int], tuple[np.ndarray, np.ndarray]]
+# placed(position, without=None) -> frame and background, (h, w, 3) uint8 each; the frame without an object if one is
+# named.
+Placed = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 _MASKED = 256  # sorted behind every colour
 _MOST_VALUES = 2**24  # sorted at once
@@ -34,9 +35,13 @@ class Baseline(ABC):
     def background(self, position: int) -> np.ndarray:
         """The same without objects."""
 
+    @abstractmethod
+    def without(self, position: int, number: int) -> np.ndarray:
+        """The same without one object, the others being where they are."""
+
 
 class NearestFrame(Baseline):
-    """The nearest training frame in time; for the background, at each pixel the nearest in which no object is there."""
+    """The nearest training frame in time; without objects, at each pixel the nearest in which none of them is."""
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
@@ -45,14 +50,10 @@ class NearestFrame(Baseline):
         return np.asarray(self._clip.frames[self.position(position)])
 
     def background(self, position: int) -> np.ndarray:
-        picture = self.frame(position).copy()  # stays where no frame is clear
-        missing = np.ones(self._clip.size, bool)
-        for other in self._nearest_first(position):
-            if self._clip.known[other].all():
-                clear = missing & (self._clip.masks[other] < HALF).all(0)
-                picture[clear] = self._clip.frames[other][clear]
-                missing &= ~clear
-        return picture
+        return self._clear_of(position, list(range(len(self._clip.objects))))
+
+    def without(self, position: int, number: int) -> np.ndarray:
+        return self._clear_of(position, [number])
 
     def position(self, position: int) -> int:
         """Where the nearest training frame is in the clip."""
@@ -66,6 +67,18 @@ class NearestFrame(Baseline):
         """The object's mask in that frame, (h, w) uint8, 0 if there is none."""
         other = self.with_mask(position, number)
         return np.zeros(self._clip.size, np.uint8) if other is None else np.asarray(self._clip.masks[other, number])
+
+    def _clear_of(self, position: int, numbers: Sequence[int]) -> np.ndarray:
+        picture = self.frame(position).copy()  # stays where no frame is clear
+        missing = np.ones(self._clip.size, bool)
+        for other in self._nearest_first(position):
+            if not missing.any():
+                break
+            if self._clip.known[other, numbers].all():
+                clear = missing & (self._clip.masks[other, numbers] < HALF).all(0)
+                picture[clear] = self._clip.frames[other][clear]
+                missing &= ~clear
+        return picture
 
     def _nearest_first(self, position: int) -> Iterator[int]:
         others = self._clip.train_rows[self._clip.train_rows != position]
@@ -83,16 +96,22 @@ class TemporalMedian(Baseline):
         self._clip, self._nearest = clip, NearestFrame(clip)
 
     def frame(self, position: int) -> np.ndarray:
+        return self._with(position, range(len(self._clip.objects)))
+
+    def background(self, position: int) -> np.ndarray:
+        return self._median
+
+    def without(self, position: int, number: int) -> np.ndarray:
+        return self._with(position, [other for other in range(len(self._clip.objects)) if other != number])
+
+    def _with(self, position: int, numbers: Sequence[int]) -> np.ndarray:
         picture = self._median.copy()
-        for number in range(len(self._clip.objects)):
+        for number in numbers:
             other = self._nearest.with_mask(position, number)
             if other is not None:
                 inside = self._clip.masks[other, number] >= HALF
                 picture[inside] = self._clip.frames[other][inside]
         return picture
-
-    def background(self, position: int) -> np.ndarray:
-        return self._median
 
     @cached_property
     def _median(self) -> np.ndarray:
@@ -104,8 +123,8 @@ class TemporalMedian(Baseline):
 class AsPlaced(Baseline):
     """The scene as the training found it."""
 
-    def __init__(self, placed: Placed) -> None:
-        self._placed = placed
+    def __init__(self, placed: Placed, objects: Sequence[str]) -> None:
+        self._placed, self._objects = placed, objects
         self._last: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def frame(self, position: int) -> np.ndarray:
@@ -113,6 +132,9 @@ class AsPlaced(Baseline):
 
     def background(self, position: int) -> np.ndarray:
         return self._both(position)[1]
+
+    def without(self, position: int, number: int) -> np.ndarray:
+        return self._placed(position, without=self._objects[number])[0]
 
     def _both(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         # Both are asked for one after the other, and rendering takes its time.
@@ -126,7 +148,7 @@ def by_name(names: Sequence[str], clip: Clip, placed: Placed) -> dict[str, Basel
     makers: dict[str, Callable[[], Baseline]] = {
         NEAREST_FRAME: lambda: NearestFrame(clip),
         TEMPORAL_MEDIAN: lambda: TemporalMedian(clip),
-        PLACED: lambda: AsPlaced(placed),
+        PLACED: lambda: AsPlaced(placed, clip.objects),
     }
     return {name: makers[name]() for name in names}
 

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from manyscope.evaluation.figures import COLOURS, MARKERS, new_figure
-from manyscope.scopes.scenes.data.clip import Clip
-from manyscope.scopes.scenes.evaluate.quality import HALF, psnr
+from manyscope.scopes.scenes.data.clip import HALF, Clip
+from manyscope.scopes.scenes.evaluate.quality import psnr
 from manyscope.scopes.scenes.evaluate.rendered import Rendered
 from manyscope.scopes.scenes.files import BACKGROUND
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from manyscope.scopes.scenes.data.clip import Clip
+from manyscope.scopes.scenes.data.clip import HALF, Clip
 from manyscope.scopes.scenes.evaluate.baselines import NEAREST_FRAME, Baseline, NearestFrame
-from manyscope.scopes.scenes.evaluate.quality import HALF, Likeness, iou, mean_difference, psnr, ssim
+from manyscope.scopes.scenes.evaluate.quality import Likeness, iou, mean_difference, psnr, ssim
 from manyscope.scopes.scenes.evaluate.rendered import Rendered
 from manyscope.scopes.scenes.evaluate.truth import SOLID, TrueScene, homography, transform
 from manyscope.scopes.scenes.files import BACKGROUND
@@ -69,8 +69,8 @@ class Judge:
         truth = self._truth
         hidden = truth.hidden(position)
         seen = truth.seen(position, None, hidden)
-        backgrounds = self._backgrounds(position)
-        pictures = {MODEL: self._rendered.layer(position, BACKGROUND)[..., :3], **backgrounds}
+        pictures = {MODEL: self._rendered.layer(position, BACKGROUND)[..., :3]}
+        pictures |= {name: baseline.background(position) for name, baseline in self._baselines.items()}
         for group, where in (("occluded_background", seen), ("never_seen", hidden & ~seen)):
             right = truth.background(position)
             self._add("psnr", group, position, {who: psnr(picture, right, where) for who, picture in pictures.items()})
@@ -80,9 +80,7 @@ class Judge:
             self._add("psnr", f"{name}_colour", position, {MODEL: psnr(colour, truth.colour(position, number), solid)})
             self._add("pose_error", name, position, self._pose(truth, position, number))
             if self._rendered.has_edit("remove", name):
-                right, where = truth.without(position, number)
-                made = {MODEL: self._rendered.edited(position, "remove", name), **backgrounds}
-                edits["remove"].append({who: psnr(picture, right, where) for who, picture in made.items()})
+                edits["remove"].append(self._removed(truth, position, number))
             if self._rendered.has_edit("paint", name):
                 edits["paint"].append(self._painted(truth, position, number))
         for edit, scores in edits.items():
@@ -97,9 +95,6 @@ class Judge:
     def _frames(self, position: int) -> dict[str, np.ndarray]:
         own = {MODEL: self._rendered.frame(position)}
         return own | {name: baseline.frame(position) for name, baseline in self._baselines.items()}
-
-    def _backgrounds(self, position: int) -> dict[str, np.ndarray]:
-        return {name: baseline.background(position) for name, baseline in self._baselines.items()}
 
     def _right(self, position: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The opacity that an object should have, (h, w) uint8, and where that is known, (h, w) bool: where there is
@@ -124,6 +119,13 @@ class Judge:
             there = transform(truth.moved(number, reference, self._nearest.position(position)), box)
             errors[NEAREST_FRAME] = _distance(there, right)
         return errors
+
+    def _removed(self, truth: TrueScene, position: int, number: int) -> Scores:
+        right, where = truth.without(position, number)
+        pictures = {MODEL: self._rendered.edited(position, "remove", self._clip.objects[number])}
+        if where.any():  # else baselines would be rendered for nothing
+            pictures |= {name: baseline.without(position, number) for name, baseline in self._baselines.items()}
+        return {who: psnr(picture, right, where) for who, picture in pictures.items()}
 
     def _painted(self, truth: TrueScene, position: int, number: int) -> Scores:
         from manyscope.scopes.scenes.edits import checker

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manyscope.errors import CheckpointError
+from manyscope.scopes.scenes.data.clip import HALF
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-HALF = 128  # the opacity from which a pixel counts as the object's
+
 # Of equal pictures. Rounding to 8 bits alone costs a mean square of 1/12, or 58.9 dB: beyond, nothing is better.
 MOST_DB = 60.0
+LEAST_LPIPS_PX = 31  # of the shorter edge, from which AlexNet has a pixel left behind its second pooling
 
 _WHITE = 255
 _LEAST_SQUARE = _WHITE**2 / 10 ** (MOST_DB / 10)
@@ -130,7 +132,8 @@ def lpips(weights: Path) -> Likeness:
 
 
 def _scales(edge_px: int) -> int:
-    """How many scales fit: the window into the coarsest, and what torchmetrics asks, the squared number less one."""
+    """How many scales fit: the window into the coarsest, and, as torchmetrics asks, into the picture divided by the
+    square of their number less one."""
     most = len(_SCALES)
     return next((n for n in range(most, 1, -1) if edge_px >= _WINDOW_PX * max(2 ** (n - 1), (n - 1) ** 2)), 1)
 

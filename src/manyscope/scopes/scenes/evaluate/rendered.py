@@ -27,6 +27,8 @@ class Rendered:
 
     def __init__(self, files: Path, clip: Clip, predictions: pl.DataFrame) -> None:
         self._files, self._size = files, clip.size
+        # The folder may hold edits of an earlier clip, which nothing overwrites if this one has none.
+        self._editable = clip.objects if clip.truth is not None else []
         self._ids: list[str] = clip.samples["sample_id"].to_list()
         if missing := [name for name in ("sample_id", "layer", *CORNERS) if name not in predictions.columns]:
             raise DataError(f"no column {missing[0]!r}", place=files.parent / "predictions.parquet", remedy=AGAIN)
@@ -53,8 +55,8 @@ class Rendered:
         return self._corners.get((self._ids[position], layer))
 
     def has_edit(self, edit: str, layer: str) -> bool:
-        """Whether the edit of this object was made."""
-        return edit_file(self._files, edit, layer, "").parent.is_dir()
+        """Whether the edit of this object was made: of synthetic clips alone, since only there it can be judged."""
+        return layer in self._editable and edit_file(self._files, edit, layer, "").parent.is_dir()
 
     def edited(self, position: int, edit: str, layer: str) -> np.ndarray:
         """The frame after an edit, (h, w, 3) uint8."""

@@ -17,6 +17,7 @@ from manyscope.training import checkpoints
 
 BUNDLE = "scene.ckpt"
 _FORMAT = 1
+_ENTRIES = {"size", "focal", "times", "objects", "indices", "state_dict"}
 
 
 def build(settings: ScenesModel, placement: Placement, size: tuple[int, int], times: Any, objects: Any) -> AtlasGraph:
@@ -40,7 +41,6 @@ def save_bundle(path: Path, graph: AtlasGraph, indices: list[int]) -> None:
     """
     content = {
         "format": _FORMAT,
-        "model": graph.settings.model_dump(mode="json"),
         "size": list(graph.size),
         "focal": graph.focal,
         "times": graph.times.tolist(),
@@ -51,27 +51,31 @@ def save_bundle(path: Path, graph: AtlasGraph, indices: list[int]) -> None:
     checkpoints.save(path, content)
 
 
-def load_bundle(path: Path) -> tuple[AtlasGraph, list[int]]:
+def load_bundle(path: Path, settings: ScenesModel) -> tuple[AtlasGraph, list[int]]:
     """The graph, in eval mode, and the numbers of the clip's frames.
+
+    Args:
+        settings: of the model, as it was trained.
 
     Raises:
         CheckpointError: missing, broken, or of another model.
     """
     content = checkpoints.load(path)
-    if content.get("format") != _FORMAT or "indices" not in content:
+    if content.get("format") != _FORMAT or not content.keys() >= _ENTRIES:
         raise CheckpointError("not a bundle of a scene", place=path, remedy="run the stage train again")
-    state, count = content["state_dict"], len(content["objects"])
     try:
-        placement = _blank(state, count, content["focal"])
-        settings = ScenesModel.model_validate(content["model"])
+        placement = _blank(content["state_dict"], len(content["objects"]), content["focal"])
         graph = build(settings, placement, tuple(content["size"]), content["times"], content["objects"])
-        graph.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
+        graph.load_state_dict(content["state_dict"])
+        indices = [int(index) for index in content["indices"]]
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"holds a scene of another form ({reason[:160]})", place=path, remedy="run the stage train again"
+            f"holds a scene of another form ({reason[:160]})",
+            place=path,
+            remedy="restore the settings it was trained with, or run the stage train again",
         ) from error
-    return graph.eval(), [int(index) for index in content["indices"]]
+    return graph.eval(), indices
 
 
 def _blank(state: dict[str, torch.Tensor], objects: int, focal: float) -> Placement:

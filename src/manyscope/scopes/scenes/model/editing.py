@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.interpolate import LinearNDInterpolator
+from scipy.spatial import QhullError
 from torch import Tensor
 
 from manyscope.errors import DataError, ManyscopeError, did_you_mean
@@ -17,7 +18,7 @@ from manyscope.scopes.scenes.edits import Duplicate, Edit, Paint, Remove, Retime
 from manyscope.scopes.scenes.files import BACKGROUND
 from manyscope.scopes.scenes.model.graph import AtlasGraph
 from manyscope.scopes.scenes.model.planes import sample
-from manyscope.scopes.scenes.model.render import Actor, render
+from manyscope.scopes.scenes.model.render import Actor, places_on, pose_of
 
 _MOST_POINTS = 60_000  # of the scattered places that a painted picture is brought to the atlas by
 _FINER = 2  # texels of a painted picture for each of the plane's own picture, along each edge
@@ -39,30 +40,30 @@ def edited(graph: AtlasGraph, actors: Sequence[Actor], edits: Sequence[Edit], in
     return result
 
 
-def paint_frame(graph: AtlasGraph, layer: str, picture: np.ndarray, time: float) -> Tensor:
-    """The texture (4, h, w) on a layer's plane that looks, at a time, like a picture over the whole frame.
+def paint_frame(graph: AtlasGraph, actor: Actor, picture: np.ndarray, time: float) -> Tensor:
+    """The texture (4, h, w) on an actor's plane that looks, at a time, like a picture over the whole frame.
 
     Where the picture lies is known at each pixel of the frame; between these places it is interpolated. What the frame
     does not show of the plane stays unpainted.
 
     Args:
-        picture: (H, W, 4) float32 in [0, 1].
+        picture: (h, w, 4) float32 in [0, 1].
     """
-    place = render(graph, time, [Actor(layer, layer)]).places[layer].reshape(-1, 2)
-    met = np.flatnonzero(np.isfinite(place).all(1))
-    plane = graph.plane(layer).picture
-    assert isinstance(plane, Tensor)
-    height, width = (_FINER * side for side in plane.shape[1:])
-    if len(met) < 3:
-        return torch.zeros(4, height, width)
-    met = met[:: max(1, -(-len(met) // _MOST_POINTS))]
-    y, x = np.divmod(met, graph.size[1])
-    pixel = np.stack([x + 0.5, y + 0.5], 1) / [graph.size[1], graph.size[0]]
-    v, u = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
-    found = LinearNDInterpolator(place[met], pixel)(u, v).astype(np.float32)
+    height, width = graph.size
+    every = max(1, int(np.ceil((height * width / _MOST_POINTS) ** 0.5)))
+    rows, columns = (np.unique([*range(0, side, every), side - 1]) for side in (height, width))
+    place = places_on(graph, actor, time)[np.ix_(rows, columns)].reshape(-1, 2)
+    x, y = (axis.ravel() for axis in np.meshgrid((columns + 0.5) / width, (rows + 0.5) / height))
+    met = np.isfinite(place).all(1)
+    tall, wide = (_FINER * side for side in graph.plane(actor.layer).picture.shape[1:])
+    v, u = np.meshgrid((np.arange(tall) + 0.5) / tall, (np.arange(wide) + 0.5) / wide, indexing="ij")
+    try:
+        found = LinearNDInterpolator(place[met], np.stack([x, y], 1)[met])(u, v).astype(np.float32)
+    except (QhullError, ValueError):  # too few places, or all of them in a line
+        return torch.zeros(4, tall, wide)
     seen = torch.from_numpy(np.isfinite(found).all(-1))
     source = torch.from_numpy(np.ascontiguousarray(picture, np.float32)).permute(2, 0, 1)
-    painted = sample(source, torch.from_numpy(np.nan_to_num(found)).reshape(-1, 2)).t().reshape(4, height, width)
+    painted = sample(source, torch.from_numpy(np.nan_to_num(found)).reshape(-1, 2)).t().reshape(4, tall, wide)
     return painted * seen
 
 
@@ -77,7 +78,7 @@ def read_picture(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGBA"), np.float32) / 255
     except FileNotFoundError as error:
         raise DataError("the picture is missing", place=path) from error
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"not a readable picture ({error})", place=path, allowed="PNG, JPEG, WebP …") from error
 
 
@@ -98,7 +99,7 @@ def _apply(graph: AtlasGraph, actors: list[Actor], edit: Edit, indices: list[int
     elif isinstance(edit, Retime):
         changed = _retimed(actor, edit, indices)
     else:
-        changed = replace(actor, texture=_texture(graph, actor, edit, indices))
+        changed = replace(actor, textures=(*actor.textures, _texture(graph, actor, edit, indices)))
     return [*actors[:position], changed, *actors[position + 1 :]]
 
 
@@ -113,15 +114,16 @@ def _position(actors: list[Actor], name: str) -> int:
 
 def _moved(graph: AtlasGraph, actor: Actor, edit: Shift | Duplicate) -> Actor:
     """Moved as seen by the camera in the middle of the clip."""
-    middle = torch.tensor([0.5], dtype=torch.float64, device=graph.sizes.device)
+    middle, own = (
+        torch.tensor([time], dtype=torch.float64, device=graph.sizes.device) for time in (0.5, actor.time(0.5))
+    )
     with torch.inference_mode():
-        camera, pose = graph.camera(middle), graph.path(actor.layer)(middle)
-        position = pose.position[0] + torch.tensor(actor.shift, device=pose.position.device)
-        own = (position - camera.position[0]) @ camera.rotation[0]
-        across = torch.tensor([edit.right_px, edit.down_px, 0.0], device=own.device)
-        after = (own + across * own[2] / (graph.focal * graph.size[1])) / edit.nearer
-        shift = torch.tensor(actor.shift, device=own.device) + camera.rotation[0] @ (after - own)
-    x, y, z = (float(value) for value in shift)
+        camera, pose = graph.camera(middle), pose_of(graph, actor, own)
+        seen = (pose.position[0] - camera.position[0]) @ camera.rotation[0]
+        across = torch.tensor([edit.right_px, edit.down_px, 0.0]).to(seen)
+        after = (seen + across * seen[2] / (graph.focal * graph.size[1])) / edit.nearer
+        step = camera.rotation[0] @ (after - seen)
+    x, y, z = (before + float(value) for before, value in zip(actor.shift, step, strict=True))
     turn = (actor.turn[0], actor.turn[1], actor.turn[2] + float(np.deg2rad(edit.turn_degrees)))
     return replace(actor, shift=(x, y, z), turn=turn)
 
@@ -147,4 +149,4 @@ def _texture(graph: AtlasGraph, actor: Actor, edit: Paint, indices: list[int]) -
                 f"there is no frame {edit.frame}", place="edits", allowed=f"{indices[0]} to {indices[-1]}"
             )
         index = indices.index(edit.frame)
-    return paint_frame(graph, actor.layer, picture, float(graph.times[index]))
+    return paint_frame(graph, actor, picture, float(graph.times[index]))

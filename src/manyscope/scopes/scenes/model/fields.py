@@ -19,17 +19,13 @@ PRESETS = {
     "medium": FieldSettings(**_NAG, levels=12, log2_table=15, layers=4),
     "large": FieldSettings(**_NAG, levels=16, log2_table=17, layers=5),
 }
-_SMOOTH = FieldSettings(levels=5, log2_table=12, base=4, scale=1.8)
 KINDS = ("colour", "alpha", "flow", "view")
 
 
 def field_settings(model: ScenesModel, kind: str) -> FieldSettings:
     """Those of the field "colour", "alpha", "flow" or "view": given, or of the preset."""
     given: FieldSettings | None = getattr(model, kind)
-    if given is not None:
-        return given
-    # What moves and what changes is smoother than what is seen.
-    return _SMOOTH if model.preset == "cpu" and kind in ("flow", "view") else PRESETS[model.preset]
+    return PRESETS[model.preset] if given is None else given
 
 
 class Field(nn.Module):

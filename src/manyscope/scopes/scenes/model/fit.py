@@ -11,7 +11,7 @@ from manyscope.log import logger
 from manyscope.scopes.scenes.model.bundle import BUNDLE, build, save_bundle
 from manyscope.scopes.scenes.model.infer import write_picture
 from manyscope.scopes.scenes.model.rays import Rays
-from manyscope.scopes.scenes.model.render import render
+from manyscope.scopes.scenes.model.render import render_frame
 from manyscope.training.checkpoints import load_weights
 from manyscope.training.fit import fit as default_fit
 from manyscope.training.launch import is_first_process
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from manyscope.scopes.scenes.settings import ScenesSettings
 
 PICTURES = "pictures"
-_TIMES = (0.0, 0.5, 1.0)  # of a picture on the way, beside each other
+_TIMES = (0.0, 0.5, 1.0)  # of a picture on the way
+_LONGEST_PX = 160  # of its frames: a look, at a small part of the cost of a frame
 
 
 def fit(settings: ScenesSettings, clip: Clip, run: TrainingRun) -> None:
@@ -49,11 +50,12 @@ def fit(settings: ScenesSettings, clip: Clip, run: TrainingRun) -> None:
 def draw(graph: Any, clip: Clip, path: Path) -> None:
     """Training frames near the beginning, the middle and the end, one below the other: as filmed, as rendered, and how
     much they differ."""
-    trained = clip.rows("train")
+    trained, every = clip.rows("train"), max(1, round(max(clip.size) / _LONGEST_PX))
     lines = []
     for time in _TIMES:
         row = int(trained[np.abs(clip.times[trained] - time).argmin()])
-        filmed, rendered = clip.frames[row] / np.float32(255), render(graph, float(clip.times[row])).frame
+        filmed = clip.frames[row, ::every, ::every] / np.float32(255)
+        rendered = render_frame(graph, float(clip.times[row]), every=every)
         lines.append(np.concatenate([filmed, rendered, np.abs(filmed - rendered)], axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_picture(path, np.concatenate(lines))

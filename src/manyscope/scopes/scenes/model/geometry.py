@@ -31,23 +31,33 @@ class Poses:
 class Path(nn.Module):
     """A path given by control points, with learned offsets that start at zero.
 
-    Position: p(t) = p0(t) + weight * a(t); rotation: q(t) = q0(t) o quaternion(weight * b(t)), where a and b are
-    Catmull-Rom splines with two more control points than the path, one beyond each end.
+    Position: p(t) = p0(t) + weight * reach * a(t); rotation: q(t) = q0(t) o quaternion(weight * b(t)), where a and b
+    are Catmull-Rom splines with two more control points than the path, one beyond each end.
 
     Args:
         position: (K, 3) control points of p0.
         rotation: (K, 4) control points of q0, interpolated each for itself and brought back to unit length.
         weight: of the offsets.
+        reach: a length, such as the depth at which the path is seen: a step of the offsets then moves what is seen by
+            as many pixels, whatever the depth and the unit of length.
         translation, turning: whether each of them is learned.
     """
 
     position: Tensor
     rotation: Tensor
+    reach: Tensor
 
     def __init__(
-        self, position: Tensor, rotation: Tensor, weight: float, translation: bool = True, turning: bool = True
+        self,
+        position: Tensor,
+        rotation: Tensor,
+        weight: float,
+        reach: float = 1.0,
+        translation: bool = True,
+        turning: bool = True,
     ) -> None:
         super().__init__()
+        self.register_buffer("reach", torch.tensor(float(reach)))
         self.register_buffer("position", position.float())
         self.register_buffer("rotation", rotation.float())
         self.weight, points = weight, max(len(position), 2) + 2
@@ -58,10 +68,10 @@ class Path(nn.Module):
         """The poses at (n,) times in [0, 1]."""
         where = times.double().cpu().numpy()
         own, beyond = (
-            torch.as_tensor(basis(where, points, end), dtype=torch.float32).to(self.position.device)
+            torch.as_tensor(basis(where, points, end)).to(self.position)
             for points, end in ((len(self.position), False), (len(self.translation), True))
         )
-        position = own @ self.position + self.weight * (beyond @ self.translation)
+        position = own @ self.position + self.weight * self.reach * (beyond @ self.translation)
         rotation = F.normalize(own @ self.rotation, dim=-1)
         turned = quaternion_product(rotation, rotation_quaternion(self.weight * (beyond @ self.turning)))
         return Poses(position, rotation_matrix(turned))

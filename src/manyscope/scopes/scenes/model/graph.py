@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from manyscope.scopes.scenes.files import BACKGROUND
 from manyscope.scopes.scenes.model.fields import visible_share
 from manyscope.scopes.scenes.model.geometry import Path, Poses, directions, meet
-from manyscope.scopes.scenes.model.planes import Seen, Stage, build_plane
+from manyscope.scopes.scenes.model.planes import Moment, Planar, Seen, Stage, build_plane
 from manyscope.scopes.scenes.placement import Placement
 from manyscope.scopes.scenes.settings import ScenesModel
 from manyscope.scopes.scenes.splines import basis
@@ -70,39 +71,52 @@ class AtlasGraph(nn.Module):
         self.points = max(_LEAST_POINTS, round(settings.control_points_ratio * len(times)) + 2)
         self.register_buffer("times", torch.as_tensor(times, dtype=torch.float64))
         weight = settings.pose_weight
+        sizes = [*placement.object_size, placement.background_size]
+        self.register_buffer("sizes", torch.as_tensor(np.array(sizes), dtype=torch.float32))
+        self.register_buffer("references", torch.as_tensor(placement.object_reference, dtype=torch.int64))
+        seen_from = placement.camera_position.mean(0)
         self.camera = Path(
-            torch.as_tensor(placement.camera_position), torch.as_tensor(placement.camera_rotation), weight,
-            settings.camera_translation, settings.camera_rotation,
-        )  # fmt: skip
+            torch.as_tensor(placement.camera_position),
+            torch.as_tensor(placement.camera_rotation),
+            weight,
+            float(np.linalg.norm(placement.background_position - seen_from)),
+            settings.camera_translation,
+            settings.camera_rotation,
+        )
         self.paths = nn.ModuleList(
             Path(
-                torch.as_tensor(position), torch.as_tensor(rotation), weight,
-                settings.object_translation, settings.object_rotation,
+                torch.as_tensor(position),
+                torch.as_tensor(rotation),
+                weight,
+                float(np.linalg.norm(position.mean(0) - seen_from)),
+                settings.object_translation,
+                settings.object_rotation,
             )
             for position, rotation in zip(placement.object_position, placement.object_rotation, strict=True)
-        )  # fmt: skip
-        sizes = [*placement.object_size, placement.background_size]
-        self.register_buffer("sizes", torch.as_tensor([list(map(float, s)) for s in sizes], dtype=torch.float32))
-        self.register_buffer("references", torch.as_tensor(placement.object_reference, dtype=torch.int64))
-        still = Path(
-            torch.as_tensor(placement.background_position)[None], torch.as_tensor(placement.background_rotation)[None],
-            weight, translation=False, turning=False,
-        )  # fmt: skip
-        self.background_path = still
+        )
+        self.background_path = Path(
+            torch.as_tensor(placement.background_position)[None],
+            torch.as_tensor(placement.background_rotation)[None],
+            weight,
+            translation=False,
+            turning=False,
+        )
         self.planes = nn.ModuleList(
-            build_plane(settings.object_plane, torch.as_tensor(picture), settings, self.points)
+            build_plane(settings.object_plane, torch.as_tensor(picture), settings, self.points, len(times))
             for picture in placement.object_pictures
         )
         picture = torch.as_tensor(placement.background_picture)
-        self.background = build_plane(settings.background_plane, picture, settings, self.points)
+        self.background = build_plane(settings.background_plane, picture, settings, self.points, len(times))
 
     @property
     def layers(self) -> list[str]:
         """Names of all layers, the background last."""
         return [*self.objects, BACKGROUND]
 
-    def plane(self, layer: str) -> nn.Module:
-        return self.background if layer == BACKGROUND else self.planes[self.objects.index(layer)]
+    def plane(self, layer: str) -> Planar:
+        found = self.background if layer == BACKGROUND else self.planes[self.objects.index(layer)]
+        assert isinstance(found, Planar)
+        return found
 
     def path(self, layer: str) -> Path:
         found = self.background_path if layer == BACKGROUND else self.paths[self.objects.index(layer)]
@@ -124,18 +138,17 @@ class AtlasGraph(nn.Module):
         moving = self.progress >= s.colour_until
         return Stage(self.progress >= s.poses_until, moving, visible_share(self.progress, s.coarse_to_fine))
 
-    def in_time(self, times: Tensor) -> Tensor:
-        """The basis of displacement and change at (n,) times, (n, points)."""
-        return torch.as_tensor(basis(times.cpu().numpy(), self.points, beyond=True), dtype=torch.float32).to(
-            self.sizes.device
-        )
+    def moment(self, times: Tensor) -> Moment:
+        """What the planes are told of (n,) times."""
+        rows = torch.as_tensor(basis(times.cpu().numpy(), self.points, beyond=True))
+        return Moment(times.to(self.sizes), rows.to(self.sizes))
 
     def rays(self, places: Tensor) -> Tensor:
         """Directions of the rays through places (n, 2) of a frame."""
         return directions(places, *self.size, self.focal)
 
     def hit(
-        self, layer: str, camera: Poses, plane: Poses, which: Tensor, rays: Tensor, in_time: Tensor, stage: Stage
+        self, layer: str, camera: Poses, plane: Poses, which: Tensor, rays: Tensor, moment: Moment, stage: Stage
     ) -> Hits:
         """What rays see of one layer; the background goes on beyond its border.
 
@@ -143,7 +156,7 @@ class AtlasGraph(nn.Module):
             camera, plane: at the same times.
             which: (n,) int, the time of each ray.
             rays: (n, 3) directions.
-            in_time: a row for each of the times.
+            moment: of these times.
         """
         depth, uv, local = meet(camera, plane, self.size_of(layer), which, rays)
         hits = depth.isfinite()
@@ -154,7 +167,7 @@ class AtlasGraph(nn.Module):
         else:
             some = hits.nonzero()[:, 0]
             depth, uv, local, which = depth[some], uv[some], local[some], which[some]
-        return Hits(some, depth, self.plane(layer)(uv, local, in_time[which], stage))
+        return Hits(some, depth, self.plane(layer)(uv, local, moment.at(which), stage))
 
     def forward(self, places: Tensor, which: Tensor, times: Tensor) -> tuple[Tensor, list[Hits]]:
         """Render rays.
@@ -168,8 +181,8 @@ class AtlasGraph(nn.Module):
             colour: (n, 3), what is seen, from front to back.
             hits: what is seen of each of `layers`.
         """
-        camera, in_time, rays, stage = self.camera(times), self.in_time(times), self.rays(places), self.stage
-        hits = [self.hit(layer, camera, self.path(layer)(times), which, rays, in_time, stage) for layer in self.layers]
+        camera, moment, rays, stage = self.camera(times), self.moment(times), self.rays(places), self.stage
+        hits = [self.hit(layer, camera, self.path(layer)(times), which, rays, moment, stage) for layer in self.layers]
         return composite(hits, len(places)), hits
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -184,6 +197,13 @@ class AtlasGraph(nn.Module):
         if self.objects:
             losses["mask"] = self._mask_loss(batch, hits[:-1], count)
             loss = loss + s.mask_weight * losses["mask"]
+        changes = [(h, h.seen.change) for h in hits if h.seen.change is not None]
+        if s.hidden_penalty and changes and self.objects:
+            # Where a layer is hidden nothing says how it changes, and a grid would say anything.
+            hidden = hiddenness(hits, count)
+            sums = [(hidden[i][h.rays].unsqueeze(1) * c.abs()).mean(1).sum() for i, (h, c) in enumerate(changes)]
+            losses["hidden"] = torch.stack(sums).sum() / (len(sums) * count)
+            loss = loss + s.hidden_penalty * losses["hidden"]
         if s.flow_penalty:
             losses["flow"] = torch.stack([h.seen.flow.abs().sum() for h in hits]).sum() / (len(hits) * count)
             loss = loss + s.flow_penalty * losses["flow"]
@@ -191,16 +211,28 @@ class AtlasGraph(nn.Module):
             half = torch.stack([(4 * h.seen.alpha * (1 - h.seen.alpha)).sum() for h in hits[:-1]])
             losses["half_opacity"] = half.sum() / (len(half) * count)
             loss = loss + s.alpha_penalty * losses["half_opacity"]
-        # Several processes ask that every parameter take part in every step.
+        # Several processes ask that every parameter take part in every step; those that `idle` names are left alone.
         nothing = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
         return {"loss": loss + 0.0 * nothing, **losses}
+
+    def idle(self) -> list[nn.Parameter]:
+        """Parameters that are not to learn in this step."""
+        stage, idle = self.stage, list[nn.Parameter]()
+        for plane in (*self.planes, self.background):
+            assert isinstance(plane, Planar)
+            fields = [] if stage.colour else [plane.colour, plane.alpha]
+            fields += [] if stage.moving else [plane.flow, plane.view]
+            idle += [p for field in fields if field is not None for p in field.parameters()]
+        return idle
 
     def _mask_loss(self, batch: dict[str, Any], hits: Sequence[Hits], count: int) -> Tensor:
         masks, known = batch["masks"], batch["known"]
         depth = torch.stack([spread(h.depth.detach(), h.rays, count, float("inf")) for h in hits], 1)
-        front = torch.where(masks > _INSIDE, depth, torch.full_like(depth, float("inf"))).amin(1, keepdim=True)
-        counts = known & ((masks > _INSIDE) | (front >= depth) | front.isinf())
         alpha = torch.stack([spread(h.seen.alpha, h.rays, count, 0.0) for h in hits], 1)
+        # An object whose mask is not known hides what is behind it as far as the graph itself says so.
+        covers = torch.where(known, masks, alpha.detach()) > _INSIDE
+        front = torch.where(covers, depth, torch.full_like(depth, float("inf"))).amin(1, keepdim=True)
+        counts = known & ((masks > _INSIDE) | (front >= depth) | front.isinf())
         return ((alpha - masks).abs() * counts).sum() / (count * len(hits))
 
 
@@ -217,10 +249,26 @@ def composite(hits: Sequence[Hits], count: int) -> Tensor:
     colour = torch.stack([spread(h.seen.colour, h.rays, count, 0.0) for h in hits])
     alpha = torch.stack([spread(h.seen.alpha, h.rays, count, 0.0) for h in hits])
     if len(hits) > 1:
-        depth = torch.stack([spread(h.depth.detach(), h.rays, count, float("inf")) for h in hits])
-        order = depth.argsort(dim=0, stable=True)
+        order = _order(hits, count)
         alpha = alpha.gather(0, order)
         colour = colour.gather(0, order.unsqueeze(-1).expand_as(colour))
-    through = torch.cumprod(1 - alpha, 0)
-    weight = alpha * F.pad(through[:-1], (0, 0, 1, 0), value=1.0)
-    return (weight.unsqueeze(-1) * colour).sum(0)
+    return (_weights(alpha).unsqueeze(-1) * colour).sum(0)
+
+
+@torch.no_grad()
+def hiddenness(hits: Sequence[Hits], count: int) -> Tensor:
+    """How much of each layer is hidden by nearer ones, (layers, count) in [0, 1]."""
+    order = _order(hits, count)
+    alpha = torch.stack([spread(h.seen.alpha, h.rays, count, 0.0) for h in hits]).gather(0, order)
+    before = F.pad(torch.cumprod(1 - alpha, 0)[:-1], (0, 0, 1, 0), value=1.0)
+    return torch.empty_like(before).scatter_(0, order, 1 - before)
+
+
+def _order(hits: Sequence[Hits], count: int) -> Tensor:
+    depth = torch.stack([spread(h.depth.detach(), h.rays, count, float("inf")) for h in hits])
+    return depth.argsort(dim=0, stable=True)
+
+
+def _weights(alpha: Tensor) -> Tensor:
+    """Of layers in their order, from the nearest."""
+    return alpha * F.pad(torch.cumprod(1 - alpha, 0)[:-1], (0, 0, 1, 0), value=1.0)

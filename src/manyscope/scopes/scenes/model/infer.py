@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from manyscope.scopes.scenes.model.descriptor import DIMENSIONS, box, describe
 from manyscope.scopes.scenes.model.editing import paint_frame
 from manyscope.scopes.scenes.model.graph import AtlasGraph
 from manyscope.scopes.scenes.model.planes import sample
-from manyscope.scopes.scenes.model.render import Actor, Rendering, cast, render
+from manyscope.scopes.scenes.model.render import Actor, Rendering, cast, render, render_frame
 from manyscope.tables.predictions import Objects
 from manyscope.tables.whole import whole_file
 
@@ -47,8 +47,22 @@ def predict(graph: AtlasGraph, clip: Clip, sample_ids: Sequence[str], files: Pat
         for layer, picture in rendering.layers.items():
             write_picture(layer_file(files, layer, sample_id), picture)
         for (edit, layer), actors in edits.items():
-            write_picture(edit_file(files, edit, layer, sample_id), render(graph, time, actors, rays).frame)
+            write_picture(edit_file(files, edit, layer, sample_id), render_frame(graph, time, actors, rays))
         yield _objects(sample_id, int(row), rendering)
+
+
+def untrained(graph: AtlasGraph, clip: Clip) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """What a graph shows before its training, without its fields: a function of a frame's position that gives the frame
+    and its background, (H, W, 3) uint8 each; the frame without an object, if one is named by `without`."""
+    graph.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    graph.progress = -1.0  # before everything
+
+    def placed(position: int, without: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        time, actors = float(clip.times[position]), cast(graph)
+        frame = render_frame(graph, time, [actor for actor in actors if actor.name != without])
+        return eight_bit(frame), eight_bit(render_frame(graph, time, actors[-1:]))
+
+    return placed
 
 
 def standard_edits(graph: AtlasGraph) -> dict[tuple[str, str], list[Actor]]:
@@ -56,19 +70,19 @@ def standard_edits(graph: AtlasGraph) -> dict[tuple[str, str], list[Actor]]:
     actors, edits = cast(graph), dict[tuple[str, str], list[Actor]]()
     picture = checker(*graph.size).astype(np.float32) / 255
     for i, layer in enumerate(graph.objects):
-        texture = paint_frame(graph, layer, picture, float(graph.times[graph.reference(layer)]))
+        texture = paint_frame(graph, actors[i], picture, float(graph.times[graph.reference(layer)]))
         edits["remove", layer] = [*actors[:i], *actors[i + 1 :]]
-        edits["paint", layer] = [*actors[:i], Actor(layer, layer, texture=texture), *actors[i + 1 :]]
+        edits["paint", layer] = [*actors[:i], Actor(layer, layer, textures=(texture,)), *actors[i + 1 :]]
     return edits
 
 
 @torch.inference_mode()
 def atlas(graph: AtlasGraph, layer: str) -> np.ndarray:
     """The picture that a plane carries, without displacement and change, (h, w, 4) float32 in [0, 1]."""
-    plane: Any = graph.plane(layer)
+    plane = graph.plane(layer)
     height, width = plane.picture.shape[1:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    place = torch.stack([(x + 0.5) / width, (y + 0.5) / height], -1).reshape(-1, 2).to(graph.sizes.device)
+    place = torch.stack([(x + 0.5) / width, (y + 0.5) / height], -1).reshape(-1, 2).to(graph.sizes)
     values = sample(plane.picture, place) + plane.correction(place)
     alpha = torch.ones_like(values[:, :1]) if plane.opaque else torch.sigmoid(values[:, 3:])
     return torch.cat([values[:, :3].clamp(0, 1), alpha], 1).cpu().numpy().reshape(height, width, 4)
@@ -115,7 +129,7 @@ def _objects(sample_id: str, row: int, rendering: Rendering) -> Objects:
             "frame": row,
             "area_px": float(alpha.sum()),
             "share": float(alpha.mean()),
-            "distance": float((np.where(weight > 0, depth, 0.0) * weight).sum() / total),
+            "depth": float((np.where(weight > 0, depth, 0.0) * weight).sum() / total),
             "x_px": float((x * weight).sum() / total),
             "y_px": float((y * weight).sum() / total),
             "width_px": inside[1].stop - inside[1].start,

@@ -15,6 +15,7 @@ from manyscope.scopes.scenes.model.names import PLANES
 from manyscope.scopes.scenes.settings import ScenesModel
 
 _LEAST_ALPHA = 1e-3
+_FRAMES_A_CELL = 1.0  # of the finest level of a field over place and time
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,31 @@ class Seen:
         alpha: (n,) in [0, 1].
         place: (n, 2), where on the picture, after displacement.
         flow: (n, 2), the displacement.
+        change: (n, 3 or 4), what the field of change adds to colour and logit of opacity; None while it takes no part.
     """
 
     colour: Tensor
     alpha: Tensor
     place: Tensor
     flow: Tensor
+    change: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The times of n rays.
+
+    Attributes:
+        time: (n,) in [0, 1].
+        basis: (n, points), the row of a spline's basis.
+    """
+
+    time: Tensor
+    basis: Tensor
+
+    def at(self, which: Tensor) -> Moment:
+        """Those at some positions."""
+        return Moment(self.time[which], self.basis[which])
 
 
 class Planar(nn.Module):
@@ -60,11 +80,12 @@ class Planar(nn.Module):
     Args:
         picture: (h, w, 3), or (h, w, 4) with opacity, in [0, 1]; without opacity the plane is opaque.
         points: control points of displacement and change over time, at least 4.
+        frames: of the clip.
     """
 
     picture: Tensor
 
-    def __init__(self, picture: Tensor, model: ScenesModel, points: int) -> None:
+    def __init__(self, picture: Tensor, model: ScenesModel, points: int, frames: int) -> None:
         super().__init__()
         self.opaque, self.points, self.model = picture.shape[-1] == 3, points, model
         channels = picture.float().permute(2, 0, 1)
@@ -79,29 +100,34 @@ class Planar(nn.Module):
         self.view: Field | None = None
         if model.view_by == "time":
             self.view = Field(2, self._changing * points, field_settings(model, "view"))
-        elif model.view_by == "angle":
-            self.view = Field(4, self._changing, field_settings(model, "view"))
+        elif model.view_by in ("angle", "volume"):
+            dimensions = 4 if model.view_by == "angle" else 3
+            self.view = Field(dimensions, self._changing, field_settings(model, "view"))
+        finest = field_settings(model, "view")
+        self._time_scale = (frames - 1) / (_FRAMES_A_CELL * finest.base * finest.scale ** (finest.levels - 1))
 
-    def forward(self, uv: Tensor, local: Tensor, in_time: Tensor, stage: Stage) -> Seen:
+    def forward(self, uv: Tensor, local: Tensor, moment: Moment, stage: Stage) -> Seen:
         """
         Args:
             uv: (n, 2), where the rays meet the plane.
             local: (n, 3), their directions in its axes.
-            in_time: (n, points), the row of the spline's basis at the time of each ray.
+            moment: of each ray.
         """
         model = self.model
         flow = torch.zeros_like(uv)
         if stage.moving:
             control = self.flow(uv, stage.share).view(len(uv), self.points, 2)
-            flow = model.flow_weight * (control * in_time.unsqueeze(-1)).sum(1)
+            flow = model.flow_weight * (control * moment.basis.unsqueeze(-1)).sum(1)
         place = uv + flow
         values = sample(self.picture, place)
         if stage.colour:
             values = values + self.correction(place)
+        change = None
         if stage.moving and self.view is not None:
-            values = values + model.view_weight * self._change(place, local, in_time, stage.share)
+            change = model.view_weight * self._change(place, local, moment, stage.share)
+            values = values + change
         alpha = uv.new_ones(len(uv)) if self.opaque else torch.sigmoid(values[:, 3])
-        return Seen(values[:, :3], alpha, place, flow)
+        return Seen(values[:, :3], alpha, place, flow, change)
 
     def correction(self, place: Tensor) -> Tensor:
         """What the fields of colour and opacity add to the picture, (n, 3 or 4), opacity in logits."""
@@ -110,12 +136,14 @@ class Planar(nn.Module):
             return colour
         return torch.cat([colour, self.model.alpha_weight * self.alpha(place)], -1)
 
-    def _change(self, place: Tensor, local: Tensor, in_time: Tensor, share: float) -> Tensor:
+    def _change(self, place: Tensor, local: Tensor, moment: Moment, share: float) -> Tensor:
         assert self.view is not None
+        if self.model.view_by == "volume":
+            return self.view(torch.cat([place, self._time_scale * moment.time.unsqueeze(-1)], -1), share)
         if self.model.view_by == "angle":
             return self.view(torch.cat([place, inclination(local)], -1), share)
         control = self.view(place, share).view(len(place), self.points, self._changing)
-        return (control * in_time.unsqueeze(-1)).sum(1)
+        return (control * moment.basis.unsqueeze(-1)).sum(1)
 
 
 def sample(picture: Tensor, place: Tensor) -> Tensor:
@@ -125,12 +153,12 @@ def sample(picture: Tensor, place: Tensor) -> Tensor:
     return found[0, :, 0].t()
 
 
-def build_plane(name: str, picture: Tensor, model: ScenesModel, points: int) -> nn.Module:
+def build_plane(name: str, picture: Tensor, model: ScenesModel, points: int, frames: int) -> Planar:
     """
     Raises:
-        ManyscopeError: the name is unknown, or what it names is not a class of planes.
+        ManyscopeError: the name is unknown, or what it names is not a class derived from Planar.
     """
     found = PLANES.find(name)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ManyscopeError(f"{found!r} is no plane", place=name, allowed="a class such as Planar")
-    return found(picture, model, points)
+    if not (isinstance(found, type) and issubclass(found, Planar)):
+        raise ManyscopeError(f"{found!r} is no plane", place=name, allowed="a class derived from Planar")
+    return found(picture, model, points, frames)

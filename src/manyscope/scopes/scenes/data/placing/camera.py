@@ -7,7 +7,7 @@ sees that rolled by θ, moved by D (1 - s) along its axis and by τ D / f across
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,11 @@ from manyscope.scopes.scenes.data.placing.align import (
     grid,
     pyramid,
 )
+from manyscope.scopes.scenes.data.reading import LARGEST, read_own_json
 from manyscope.scopes.scenes.splines import basis, fit
 
 _REMEDY = "see docs/scenes.md for the form of a camera file"
+_FOCAL = (0.01, 100.0)  # in pixels it would be more
 _UNIT = 1e-3  # how far a quaternion or a rotation may be from length 1
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _DILATE_PX = 3  # masks are grown by so much where the background is aligned
@@ -220,15 +222,13 @@ def read_camera(path: Path) -> CameraPath:
     Raises:
         DataError: the file is missing, is no JSON, lacks a part, or a part has a wrong form or value.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"not a readable camera file ({error})", place=path, remedy=_REMEDY) from error
+    content = read_own_json(path, "camera file", _REMEDY)
     if not isinstance(content, dict):
         raise DataError(f"holds a {type(content).__name__}", place=path, allowed="an object", remedy=_REMEDY)
     focal = float(_numbers(path, content, "focal" if "focal" in content else "focal_length", ((),)))
-    if focal <= 0:
-        raise DataError(f"focal length {focal}", place=path, allowed="above 0, in widths of a frame")
+    if not _FOCAL[0] <= focal <= _FOCAL[1]:
+        allowed = f"{_FOCAL[0]} to {_FOCAL[1]}, in widths of a frame"
+        raise DataError(f"focal length {focal}", place=path, allowed=allowed, remedy=_REMEDY)
     _check_lens(path, content)
     times = _numbers(path, content, "times", ((None,),))
     if not len(times) or (np.diff(times) <= 0).any() or times[0] < 0 or times[-1] > 1:
@@ -269,7 +269,8 @@ def _check_lens(path: Path, content: dict[str, Any]) -> None:
     for name in ("skew", "lens_distortion", "distortion"):
         value = content.get(name)
         if value is not None and np.any(np.asarray(value, dtype=object) != 0):
-            raise DataError(f"{name} is {value}", place=path, allowed="0", remedy="rectify the frames, or leave it out")
+            found = f"{name} is {reprlib.repr(value)}"
+            raise DataError(found, place=path, allowed="0", remedy="rectify the frames, or leave it out")
 
 
 def _numbers(path: Path, content: dict[str, Any], name: str, shapes: tuple[tuple[int | None, ...], ...]) -> np.ndarray:
@@ -277,7 +278,7 @@ def _numbers(path: Path, content: dict[str, Any], name: str, shapes: tuple[tuple
         raise DataError(f"has no {name!r}", place=path, remedy=_REMEDY)
     try:
         array = np.asarray(content[name], dtype=float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name!r} is no array of numbers", place=path, remedy=_REMEDY) from error
     if array.size == 1 and () in shapes:
         array = array.reshape(())
@@ -285,10 +286,10 @@ def _numbers(path: Path, content: dict[str, Any], name: str, shapes: tuple[tuple
         array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
         for shape in shapes
     )
-    if not fits or not np.isfinite(array).all():
+    if not fits or not (np.abs(array) <= LARGEST).all():
         allowed = " or ".join(
             " x ".join("n" if edge is None else str(edge) for edge in s) or "a number" for s in shapes
         )
-        found = f"has shape {array.shape}" if not fits else "holds numbers that are not finite"
+        found = f"has shape {array.shape}" if not fits else f"holds numbers that are not finite or above {LARGEST:g}"
         raise DataError(f"{name!r} {found}", place=path, allowed=allowed, remedy=_REMEDY)
     return array

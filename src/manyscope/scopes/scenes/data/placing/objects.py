@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from manyscope.scopes.scenes.data.clip import HALF
 from manyscope.scopes.scenes.data.placing.align import (
     Level,
     Pyramid,
@@ -26,7 +27,6 @@ _LEAST_SHARE = 0.03  # of the reference's area
 _BORDER_PX = 2
 _MASK_SMOOTH_PX = 2.0  # of the frames that are aligned
 _REACH_PX = 8  # masks are compared so far around the reference
-_BAND = 0.02
 _BRIGHTNESS_LEVELS = 3  # sizes at which brightness is aligned alone
 _BRIGHTNESS_GAIN = 0.95  # of the error of both, which this must bring
 _SCALES = (0.1, 10.0)  # of an object relative to its reference
@@ -61,11 +61,11 @@ def reference_frame(masks: np.ndarray, known: np.ndarray, number: int) -> int | 
     """
     scores = np.zeros(len(masks))
     for k in np.flatnonzero(known[:, number]):
-        inside = masks[k, number] >= 128
+        inside = masks[k, number] >= HALF
         area = int(inside.sum())
         if area < _LEAST_PX:
             continue
-        others = (np.delete(masks[k], number, axis=0) >= 128).any(axis=0)
+        others = (np.delete(masks[k], number, axis=0) >= HALF).any(axis=0)
         others[:_BORDER_PX] = others[-_BORDER_PX:] = True
         others[:, :_BORDER_PX] = others[:, -_BORDER_PX:] = True
         edge = inside & ~ndimage.binary_erosion(inside, iterations=_BORDER_PX, border_value=0)
@@ -91,7 +91,7 @@ def follow(greys: np.ndarray, masks: np.ndarray, known: np.ndarray, number: int,
     if reference is None:
         return None
     count = len(masks)
-    areas = (masks[:, number] >= 128).sum(axis=(1, 2))
+    areas = (masks[:, number] >= HALF).sum(axis=(1, 2))
     found = known[:, number] & (areas >= max(_LEAST_PX, _LEAST_SHARE * areas[reference]))
     template = _pyramid(greys, masks, number, reference, align_px, near=True)
     motion = [Similarity()] * count
@@ -178,7 +178,7 @@ def front_to_back(tracks: Sequence[Track | None], masks: np.ndarray, known: np.n
     def seen(mask: np.ndarray, at: np.ndarray) -> np.ndarray:
         x, y = at.real + width / 2 - 0.5, at.imag + height / 2 - 0.5
         inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
-        return (bilinear(mask[..., None], x, y)[:, 0] >= 128) & inside
+        return (bilinear(mask[..., None], x, y)[:, 0] >= HALF) & inside
 
     votes = np.zeros((objects, objects), int)  # [i, j]: frames in which i is before j, less those in which it is not
     for k in range(count):
@@ -201,7 +201,7 @@ def _bottoms(masks: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The mean lowest row of each object, (O,)."""
     result = np.full(masks.shape[1], -1.0)
     for number in range(masks.shape[1]):
-        rows = [np.flatnonzero((mask >= 128).any(axis=1)) for mask in masks[known[:, number], number]]
+        rows = [np.flatnonzero((mask >= HALF).any(axis=1)) for mask in masks[known[:, number], number]]
         lowest = [row[-1] for row in rows if len(row)]
         result[number] = np.mean(lowest) if lowest else -1.0
     return result
@@ -331,7 +331,7 @@ def median_depths(depth: np.ndarray, masks: np.ndarray, known: np.ndarray) -> tu
         return float(np.median(medians)) if medians else float("inf")
 
     objects = [
-        middle([depth[k][masks[k, i] >= 128] for k in np.flatnonzero(known[:, i])]) for i in range(masks.shape[1])
+        middle([depth[k][masks[k, i] >= HALF] for k in np.flatnonzero(known[:, i])]) for i in range(masks.shape[1])
     ]
     rest = covered(masks, known, 0)
     return np.array(objects), middle([image[~hidden] for image, hidden in zip(depth, rest, strict=True)])

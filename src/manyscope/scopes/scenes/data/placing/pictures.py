@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from manyscope.scopes.scenes.data.clip import HALF
 from manyscope.scopes.scenes.data.placing.align import bilinear
 from manyscope.scopes.scenes.data.placing.objects import Track
 
@@ -54,7 +55,7 @@ def object_picture(
         at = track.motion[k](places[missing])
         x, y = at.real + width / 2 - 0.5, at.imag + height / 2 - 0.5
         shown = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-        others = np.delete(masks[k], number, axis=0).max(axis=0, initial=0) >= 128
+        others = np.delete(masks[k], number, axis=0).max(axis=0, initial=0) >= HALF
         near = np.rint(y).astype(int).clip(0, height - 1), np.rint(x).astype(int).clip(0, width - 1)
         shown &= ~others[near]
         chosen = missing[shown]
@@ -92,11 +93,11 @@ def extent(track: Track, masks: np.ndarray, number: int) -> tuple[int, int, int,
     height, width = masks.shape[2:]
     corners = []
     for k in np.flatnonzero(track.found):
-        rows, columns = np.nonzero(masks[k, number] >= 128)
+        rows, columns = np.nonzero(masks[k, number] >= HALF)
         if not len(rows):
             continue
         # Corners of the pixels on the outline are enough; those of the rows' and columns' ends hold them all.
-        edge = masks[k, number] >= 128
+        edge = masks[k, number] >= HALF
         edge &= ~ndimage.binary_erosion(edge)
         rows, columns = np.nonzero(edge)
         places = track.motion[k].inverse()((columns + 0.5 - width / 2) + 1j * (rows + 0.5 - height / 2))
