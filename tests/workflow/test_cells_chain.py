@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,11 @@ from manyscope.settings.paths import ExperimentPaths
 from manyscope.tables.metrics import read_metrics
 from manyscope.tables.predictions import embeddings, read_predictions
 from manyscope.tables.samples import read_samples
-from workspace import Workspace, kill_tree, make_workspace
+from workspace import Workspace, make_workspace, pictures_on_page, train_apart
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("cells_chain")]
+
+CHECKPOINT = "*/checkpoints/cells/latest.pt"
 
 
 @pytest.fixture(scope="module")
@@ -107,32 +109,25 @@ def test_a_cell_is_found_by_its_id_and_by_its_image(simulated: Workspace, paths:
     assert nearest["distance"] == pytest.approx(0, abs=1e-3)
 
 
-def test_the_page_shows_cells(paths: ExperimentPaths) -> None:
-    assert paths.page.read_text().count("data:image") >= 1
+def test_the_page_shows_every_cell(paths: ExperimentPaths) -> None:
+    pictures = pictures_on_page(paths.page)
+    assert list(pictures) == read_predictions(paths.predictions)["object_id"].to_list()
+    # Each is a piece of an image, with what is in it, and no two are the same.
+    assert all(picture[picture[..., 3] == 255][:, :3].std() > 1 for picture in pictures.values())
+    assert len({picture.tobytes() for picture in pictures.values()}) == len(pictures)
 
 
 def test_a_killed_training_ends_with_the_same_weights_and_history(
     simulated: Workspace, paths: ExperimentPaths, tmp_path: Path
 ) -> None:
     longer = ("--set", "train.epochs=8", "--set", "train.check_every_epochs=1")
-    found = []
-    for kill in (False, True):
-        results = tmp_path / str(kill)
-        (results / "cells").mkdir(parents=True)
-        (results / "cells" / "prepared").symlink_to(paths.prepared)
-        own = ExperimentPaths.of(results, "cells")
-        command = ("train", "--experiment", "cells", "--results", str(results), *longer)
-        if kill:
-            process = simulated.start(*command)
-            while not list(own.resume.glob("*/checkpoints/cells/latest.pt")):
-                assert process.poll() is None, process.communicate()[0]
-                time.sleep(0.01)
-            kill_tree(process)
-            assert not own.model.exists()
-        done = simulated.manyscope(*command)
-        assert ("continues from its checkpoint" in done.stderr) is kill
-        found.append((own.model.read_bytes(), own.history.read_bytes()))
-    assert found[0] == found[1]
+    found = [
+        train_apart(simulated, paths, tmp_path / name, *longer, interrupt=interrupt, checkpoint=CHECKPOINT)
+        for name, interrupt in (("undisturbed", None), ("killed", signal.SIGKILL))
+    ]
+    for name in ("model", "history"):
+        one, other = (getattr(own, name).read_bytes() for own in found)
+        assert one == other, name
 
 
 def test_new_images_without_labels_are_segmented_by_a_model_that_starts_from_another(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from manyscope.settings.paths import ExperimentPaths
-from workspace import Workspace, kill_tree, make_workspace, wait_for_stage
+from workspace import Workspace, kill_tree, make_workspace, wait_for_file, wait_for_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
 
@@ -34,9 +32,7 @@ def test_killed_in_every_stage_ends_with_the_same_files(workspace: Workspace, un
             pytest.fail(f"the run ended before {alive} began:\n{process.communicate()[0]}")
         if "train" in running:
             # Late enough to have a checkpoint behind it, early enough to have training before it.
-            while not list(paths.resume.glob("*/last.ckpt")):
-                assert process.poll() is None, process.communicate()[0]
-                time.sleep(0.02)
+            wait_for_file(process, paths.resume, "*/last.ckpt")
         kill_tree(process)
         for stage in running & final.keys():
             assert not final[stage].exists(), f"{stage} had ended already"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from manyscope.settings.paths import ExperimentPaths
 from manyscope.tables.metrics import read_metrics
 from manyscope.tables.predictions import read_predictions
 from manyscope.tables.samples import read_samples
-from workspace import REPOSITORY, Workspace, kill_tree, make_workspace
+from workspace import REPOSITORY, Workspace, make_workspace, train_apart
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("neutrinos")]
 
@@ -99,24 +99,10 @@ def test_only_the_chosen_splits_are_embedded_and_the_test_is_judged_the_same(sim
 
 def test_a_killed_training_ends_with_the_same_weights_and_calibration(simulated: Workspace, tmp_path: Path) -> None:
     longer = ("--set", "train.epochs=30", "--set", "train.check_every_epochs=1")
-    weights = []
-    for kill in (False, True):
-        results = tmp_path / str(kill)
-        (results / "neutrinos").mkdir(parents=True)
-        (results / "neutrinos" / "prepared").symlink_to(simulated.results / "neutrinos" / "prepared")
-        paths = ExperimentPaths.of(results, "neutrinos")
-        command = ("train", "--experiment", "neutrinos", "--results", str(results), *longer)
-        if kill:
-            process = simulated.start(*command)
-            while not list(paths.resume.glob("*/last.ckpt")):
-                assert process.poll() is None, process.communicate()[0]
-                time.sleep(0.01)
-            kill_tree(process)
-            assert not paths.model.exists()
-        done = simulated.manyscope(*command)
-        assert ("continues from its checkpoint" in done.stderr) is kill
-        weights.append(paths.model.read_bytes())
-    assert weights[0] == weights[1]
+    source = ExperimentPaths.of(simulated.results, "neutrinos")
+    undisturbed = train_apart(simulated, source, tmp_path / "undisturbed", *longer)
+    killed = train_apart(simulated, source, tmp_path / "killed", *longer, interrupt=signal.SIGKILL)
+    assert killed.model.read_bytes() == undisturbed.model.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------------- other data

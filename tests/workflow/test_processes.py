@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import polars as pl
@@ -16,19 +15,21 @@ import torch
 
 from manyscope.errors import CheckpointError
 from manyscope.settings.paths import ExperimentPaths
-from workspace import Workspace, kill_tree, make_workspace
+from workspace import Workspace, kill_tree, make_workspace, wait_for_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("processes")]
 
-# A bias right before a batch normalisation has no gradient but rounding errors, which Adam scales up; it moves the
-# running means, which only validation uses.
-TOLERANCE = {"galaxies": 2e-3, "neutrinos": 1e-4}
+# Of losses in training and validation. A bias right before a batch normalisation has no gradient but rounding errors,
+# which Adam scales up; it moves the running means, which only validation uses. In scenes rounding takes some ray over
+# the border of a plane, and Adam scales up what that ray alone teaches: a learning rate that differs in the sixth digit
+# does as much.
+TOLERANCE = {"galaxies": (1e-4, 2e-3), "neutrinos": (1e-4, 1e-4), "scenes": (1e-3, 2e-3)}
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Prepared data of both experiments, and each trained by one process."""
-    workspace = make_workspace(tmp_path_factory.mktemp("one") / "work", experiments=("galaxies", "neutrinos"))
+    """Prepared data of the experiments, and each trained by one process."""
+    workspace = make_workspace(tmp_path_factory.mktemp("one") / "work", experiments=tuple(TOLERANCE))
     for experiment in TOLERANCE:
         for stage in ("download", "preprocess"):
             workspace.manyscope(stage, "--experiment", experiment)
@@ -36,7 +37,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
-@pytest.mark.parametrize(("experiment", "processes"), [("galaxies", 4), ("neutrinos", 2), ("neutrinos", 4)])
+@pytest.mark.parametrize(
+    ("experiment", "processes"), [("galaxies", 4), ("neutrinos", 2), ("neutrinos", 4), ("scenes", 2)]
+)
 def test_losses_are_those_of_one_process(prepared: Workspace, tmp_path: Path, experiment: str, processes: int) -> None:
     folder = tmp_path / "work"
     shutil.copytree(prepared.folder, folder, symlinks=True)
@@ -51,8 +54,9 @@ def test_losses_are_those_of_one_process(prepared: Workspace, tmp_path: Path, ex
     apart = (pl.col("found") - pl.col("value")).abs() / pl.col("value").abs().clip(lower_bound=0.01)
     trained = both.filter(pl.col("name").str.starts_with("train/")).select(apart.max()).item()
     validated = both.filter(pl.col("name").str.starts_with("validation/")).select(apart.max()).item()
-    assert trained < 1e-4
-    assert validated < TOLERANCE[experiment]
+    most_trained, most_validated = TOLERANCE[experiment]
+    assert trained < most_trained
+    assert validated < most_validated
     # Not a copy: rounding makes some digit differ.
     weights = [torch.load(p.model, weights_only=True)["state_dict"] for p in (alone, paths)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -67,9 +71,7 @@ def test_processes_that_would_continue_from_different_steps_refuse(prepared: Wor
     paths = ExperimentPaths.of(folders[0] / "results", "neutrinos")
     longer = ("--set", "train.epochs=200")
     first = Workspace(folders[0]).start("train", "--experiment", "neutrinos", *longer)
-    while not list(paths.resume.glob("*/last.ckpt")):
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.02)
+    wait_for_file(first, paths.resume, "*/last.ckpt")
     kill_tree(first)
     codes, logs = together(folders, "neutrinos", *longer)
     assert codes == [CheckpointError.exit_code] * 2, logs

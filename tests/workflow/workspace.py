@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
 import re
 import shutil
@@ -12,7 +15,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from manyscope.errors import StoppedError
+from manyscope.settings.paths import ExperimentPaths
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -122,6 +130,72 @@ def wait_for_stage(process: subprocess.Popen[str], stages: set[str], timeout_s: 
             return running
         time.sleep(0.02)
     raise TimeoutError(f"none of {stages} started in {timeout_s} s")
+
+
+def wait_for_file(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+    """Wait until a process has left a file; a test whose process ends without it fails."""
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def train_apart(
+    workspace: Workspace,
+    source: ExperimentPaths,
+    results: Path,
+    *options: str,
+    interrupt: signal.Signals | None = None,
+    checkpoint: str = "*/last.ckpt",
+) -> ExperimentPaths:
+    """Train on what another run prepared, in a folder of results of its own.
+
+    Args:
+        interrupt: sent when there is a checkpoint to continue from, SIGKILL to all that the training started and any
+            other to the training alone; then the same command runs again. None: the training is left alone.
+        checkpoint: pattern of that file, below the folder of unfinished trainings.
+    """
+    (results / source.experiment).mkdir(parents=True)
+    (results / source.experiment / "prepared").symlink_to(source.prepared)
+    own = ExperimentPaths.of(results, source.experiment)
+    command = ("train", "--experiment", source.experiment, "--results", str(results), *options)
+    if interrupt is not None:
+        process = workspace.start(*command)
+        wait_for_file(process, own.resume, checkpoint)
+        if interrupt == signal.SIGKILL:
+            kill_tree(process)
+        else:
+            process.send_signal(interrupt)
+            said = process.communicate(timeout=120)[0]
+            assert process.returncode == StoppedError.exit_code, said
+            assert "Traceback" not in said
+            assert f": {interrupt.name} stopped the training at step " in said.splitlines()[-1], said
+        assert list(own.resume.glob(checkpoint))
+        assert not own.model.exists()
+    done = workspace.manyscope(*command)
+    assert ("continues from its checkpoint" in done.stderr) is (interrupt is not None)
+    return own
+
+
+def pictures_on_page(page: Path) -> dict[str, np.ndarray]:
+    """The picture of each object that has one on the page, RGBA uint8 in a square cell with transparent margins."""
+    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)
+    content = json.loads(data)
+    packed = content["pictures"]
+    sheets = []
+    for address in packed["sheets"]:
+        kind, _, code = address.partition(";base64,")
+        assert kind == "data:image/webp"
+        with Image.open(io.BytesIO(base64.b64decode(code))) as sheet:
+            sheets.append(np.asarray(sheet.convert("RGBA")))
+    slots = np.frombuffer(base64.b64decode(packed["slots"]["data"]), packed["slots"]["dtype"])
+    cell, across = packed["cell"], packed["across"]
+    pictures = {}
+    for name, slot in zip(content["ids"], slots.tolist(), strict=True):
+        if slot >= 0:
+            sheet, place = divmod(slot, across**2)
+            y, x = (cell * number for number in divmod(place, across))
+            pictures[name] = sheets[sheet][y : y + cell, x : x + cell]
+    return pictures
 
 
 def make_workspace(folder: Path, *, shards: int = 2, experiments: tuple[str, ...] = ("galaxies",)) -> Workspace:

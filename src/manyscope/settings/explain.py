@@ -66,7 +66,9 @@ def _explanation(path: Key, detail: Any, root: Schema, layer: Layer) -> str:
         tag = str(detail["ctx"]["discriminator"]).strip("'")
         value = detail["input"].get(tag) if isinstance(detail["input"], dict) else None
         text = "missing" if value is None else f"found {found(value)}"
-        return f"key {tag!r}: {text}, allowed: one of: {', '.join(schema['discriminator']['mapping'])}"
+        known = list(schema["discriminator"]["mapping"])
+        remedy = did_you_mean(value, known) if isinstance(value, str) else ""
+        return f"key {tag!r}: {text}, allowed: one of: {', '.join(known)}" + (f"; {remedy}" if remedy else "")
     allowed = words(schema, root) if schema is not None else str(detail["msg"])
     if kind == "missing":
         return f"missing, allowed: {allowed}"

@@ -137,7 +137,7 @@ def test_lists_and_paths_are_taken_though_text_is_no_number(project: Any) -> Non
         ),
         (
             GOOD + "download:\n  shape: {kind: dics}\n",
-            [":5: download.shape: key 'kind': found 'dics' (text), allowed: one of: disc, ring"],
+            [":5: download.shape: key 'kind': found 'dics' (text), allowed: one of: disc, ring; did you mean 'disc'?"],
         ),
         (
             GOOD + "download:\n  shape:\n    kind: ring\n    radius_px: 2\n",

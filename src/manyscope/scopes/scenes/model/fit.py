@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from manyscope.errors import CheckpointError
 from manyscope.log import logger
 from manyscope.scopes.scenes.model.bundle import BUNDLE, build, save_bundle
 from manyscope.scopes.scenes.model.infer import write_picture
@@ -33,11 +35,21 @@ def fit(settings: ScenesSettings, clip: Clip, run: TrainingRun) -> None:
 
     Raises:
         StoppedError: a signal came; the checkpoint to continue from is written.
+        CheckpointError: the weights to start from are of another scene.
         ManyscopeError: the model or the sampler is unknown.
     """
     seed_weights(settings.train.seed)
     graph = build(settings.model, clip.placement, clip.size, clip.times, clip.objects)
+    placed = {name: buffer.clone() for name, buffer in graph.named_buffers()}
     run.load_start(graph)
+    other = [name for name, buffer in graph.named_buffers() if not torch.equal(buffer, placed[name])]
+    if other:
+        raise CheckpointError(
+            f"the weights to start from are of a scene that was placed otherwise ({other[0]} and"
+            f" {len(other) - 1} more differ)",
+            place=run.start,
+            allowed="an experiment of the same clip with the same settings of download and preprocess",
+        )
     if settings.train.pictures:
         run.at_check(lambda network, step: draw(network, clip, run.export / PICTURES / f"step-{step:06d}.png"))
     default_fit(Rays(clip, settings.train), graph, settings.train, run)

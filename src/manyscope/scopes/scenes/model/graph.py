@@ -192,7 +192,7 @@ class AtlasGraph(nn.Module):
         s, count = self.settings, len(batch["places"])
         colour, hits = self(batch["places"], batch["frame"], self.times)
         error = colour - batch["colour"]
-        losses = {"colour": error.abs().mean(), "psnr": -10 * error.detach().square().mean().clamp_min(1e-10).log10()}
+        losses = {"colour": error.abs().mean(), "mse": error.detach().square().mean()}
         loss = losses["colour"]
         if self.objects:
             losses["mask"] = self._mask_loss(batch, hits[:-1], count)
