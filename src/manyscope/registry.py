@@ -75,6 +75,22 @@ class Registry:
         """The object itself, imported now."""
         return load_object(self.path(name))
 
+    def make(self, name: str, *methods: str) -> Any:
+        """An object of the class behind a name, made without arguments.
+
+        Args:
+            methods: that the class must have.
+
+        Raises:
+            ManyscopeError: the name is unknown, or what it names is no such class.
+        """
+        found = self.find(name)
+        if not (isinstance(found, type) and all(hasattr(found, method) for method in methods)):
+            raise ManyscopeError(
+                f"{found!r} is not a {self.kind}", place=name, allowed=f"a class with {', '.join(methods)}"
+            )
+        return found()
+
     def build(self, name: str, *given: Any, place: str, **args: Any) -> Any:
         """What the object makes of these arguments; those by keyword come from the settings at `place`.
 

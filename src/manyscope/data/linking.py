@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from manyscope.errors import DataError
+from manyscope.log import logger
 from manyscope.tables.manifest import ManifestEntry
 from manyscope.tables.whole import explaining_full_disk
 
@@ -43,6 +46,19 @@ def link(raw: Path, path: str, file: Path, source: str | None = None) -> Manifes
     except OSError as error:
         raise DataError(f"the link cannot be made ({error.strerror})", place=target) from error
     return entry
+
+
+def refuse(errors: Sequence[DataError]) -> NoReturn:
+    """Log all errors that were found in a user's files, and raise the first.
+
+    Raises:
+        DataError: always; it says how many more there are.
+    """
+    for error in errors:
+        logger.error("%s", error)
+    more = f" (and {len(errors) - 1} more errors, see the log)" if len(errors) > 1 else ""
+    first = errors[0]
+    raise DataError(first.found + more, place=first.place, allowed=first.allowed, remedy=first.remedy)
 
 
 def absolute(path: str | Path) -> Path:

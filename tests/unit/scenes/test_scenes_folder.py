@@ -398,7 +398,7 @@ def test_nothing_to_read_is_explained(own: Own, tmp_path: Path) -> None:
 def test_a_plug_in_must_be_a_source() -> None:
     with pytest.raises(ManyscopeError, match=r"scene source 'foldr' is unknown.*did you mean 'folder'"):
         find_source("foldr")
-    with pytest.raises(ManyscopeError, match="is not a source; allowed: a class with download, clip, problems"):
+    with pytest.raises(ManyscopeError, match="is not a scene source; allowed: a class with download, clip, problems"):
         find_source("pathlib:Path")
 
 

@@ -112,7 +112,7 @@ class Scenes(Scope[ScenesSettings]):
         return evaluate(settings.evaluate, clip, files, samples, predictions, placed)
 
     def thumbnails(self, prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[Image | None]:
-        from manyscope.scopes.scenes.thumbnails import thumbnails
+        from manyscope.scopes.scenes.data.thumbnails import thumbnails
 
         yield from thumbnails(files, objects)
 

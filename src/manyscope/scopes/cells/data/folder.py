@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyscope.data.linking import absolute, link
+from manyscope.data.linking import absolute, link, refuse
 from manyscope.errors import DataError
 from manyscope.log import logger, progress
 from manyscope.scopes.cells.data.reading import (
@@ -45,11 +45,7 @@ class Folder:
         """
         pairs, errors = examine(settings.folder)
         if errors:
-            for error in errors:
-                logger.error("%s", error)
-            more = f" (and {len(errors) - 1} more errors, see the log)" if len(errors) > 1 else ""
-            first = errors[0]
-            raise DataError(first.found + more, place=first.place, allowed=first.allowed, remedy=first.remedy)
+            refuse(errors)
         for pair in pairs:
             yield _take(raw, IMAGES, pair.sample_id, pair.image, pair.image_key)
             if pair.labels is not None:

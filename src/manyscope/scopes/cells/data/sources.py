@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from manyscope.errors import DataError, ManyscopeError
+from manyscope.errors import DataError
 from manyscope.registry import Registry
 
 if TYPE_CHECKING:
@@ -70,13 +70,10 @@ class Source(Protocol):
 def find_source(name: str) -> Source:
     """
     Raises:
-        ManyscopeError: the source is unknown or cannot be made.
+        ManyscopeError: the source is unknown, or no such class.
     """
-    found = SOURCES.find(name)
-    asked = ("download", "pairs", "problems")
-    if not (isinstance(found, type) and all(hasattr(found, method) for method in asked)):
-        raise ManyscopeError(f"{found!r} is not a source", place=name, allowed=f"a class with {', '.join(asked)}")
-    return found()
+    found: Source = SOURCES.make(name, "download", "pairs", "problems")
+    return found
 
 
 def pairs_by_name(raw: Path, manifest: pl.DataFrame) -> list[Pair]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from manyscope.errors import DataError, ManyscopeError
+from manyscope.errors import DataError
 from manyscope.registry import Registry
 
 if TYPE_CHECKING:
@@ -65,12 +65,10 @@ class Source(Protocol):
 def find_source(name: str) -> Source:
     """
     Raises:
-        ManyscopeError: the source is unknown or cannot be made.
+        ManyscopeError: the source is unknown, or no such class.
     """
-    found = SOURCES.find(name)
-    if not (isinstance(found, type) and hasattr(found, "download") and hasattr(found, "cut")):
-        raise ManyscopeError(f"{found!r} is not a source", place=name, allowed="a class with 'download' and 'cut'")
-    return found()
+    found: Source = SOURCES.make(name, "download", "cut")
+    return found
 
 
 def middle(stamps: np.ndarray, size_px: int, place: object) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from manyscope.errors import ManyscopeError
 from manyscope.registry import Registry
 
 if TYPE_CHECKING:
@@ -90,9 +89,7 @@ class Source(Protocol):
 def find_source(name: str) -> Source:
     """
     Raises:
-        ManyscopeError: the source is unknown or cannot be made.
+        ManyscopeError: the source is unknown, or no such class.
     """
-    found = SOURCES.find(name)
-    if not (isinstance(found, type) and hasattr(found, "download") and hasattr(found, "files")):
-        raise ManyscopeError(f"{found!r} is not a source", place=name, allowed="a class with 'download' and 'files'")
-    return found()
+    found: Source = SOURCES.make(name, "download", "files")
+    return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manyscope.data.linking import absolute, link
+from manyscope.data.linking import absolute, link, refuse
 from manyscope.errors import DataError
 from manyscope.log import logger, progress
 from manyscope.scopes.scenes.data.reading import (
@@ -84,11 +84,7 @@ class Folder:
         """
         own, errors = examine(settings.folder)
         if errors:
-            for error in errors:
-                logger.error("%s", error)
-            more = f" (and {len(errors) - 1} more errors, see the log)" if len(errors) > 1 else ""
-            first = errors[0]
-            raise DataError(first.found + more, place=first.place, allowed=first.allowed, remedy=first.remedy)
+            refuse(errors)
         if own.video:
             yield link(raw, _VIDEO + own.video.suffix.lower(), own.video)
         for index in own.indices:

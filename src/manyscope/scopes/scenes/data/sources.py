@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from manyscope.errors import ManyscopeError
 from manyscope.registry import Registry
 
 if TYPE_CHECKING:
@@ -77,10 +76,7 @@ class Source(Protocol):
 def find_source(name: str) -> Source:
     """
     Raises:
-        ManyscopeError: the source is unknown or cannot be made.
+        ManyscopeError: the source is unknown, or no such class.
     """
-    found = SOURCES.find(name)
-    asked = ("download", "clip", "problems")
-    if not (isinstance(found, type) and all(hasattr(found, method) for method in asked)):
-        raise ManyscopeError(f"{found!r} is not a source", place=name, allowed=f"a class with {', '.join(asked)}")
-    return found()
+    found: Source = SOURCES.make(name, "download", "clip", "problems")
+    return found
