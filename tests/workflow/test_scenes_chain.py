@@ -342,6 +342,7 @@ def undisturbed(
     return train_apart(synthetic, paths, tmp_path_factory.mktemp("undisturbed"), *LONGER)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interrupt", [signal.SIGKILL, signal.SIGTERM], ids=lambda interrupt: interrupt.name)
 def test_an_interrupted_training_ends_with_the_same_weights(
     synthetic: Workspace,
