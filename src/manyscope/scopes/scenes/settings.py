@@ -182,7 +182,7 @@ class ScenesModel(ModelSettings):
     poses_until: Fraction = Field(0.03, description="Share of the steps in which paths alone are learned.")
     colour_until: Fraction = Field(0.1, description="Share of the steps in which colour and opacity join the paths.")
     mask_weight: NotNegative = Field(0.05, description="Of the difference between opacities and masks.")
-    hidden_penalty: NotNegative = Field(0.1, description="Of the change of a layer where nearer ones hide it.")
+    hidden_penalty: NotNegative = Field(1.0, description="Of the change of a layer where nearer ones hide it.")
     flow_penalty: NotNegative = Field(0.0, description="Of the mean displacement, in sizes of the plane.")
     alpha_penalty: NotNegative = Field(0.0, description="Of half-opacity, mean of 4 a (1 - a).")
 
