@@ -23,5 +23,5 @@ def edit_file(files: Path, edit: str, layer: str, sample_id: str) -> Path:
 
 
 def atlas_file(files: Path, layer: str) -> Path:
-    """The picture that a layer's plane carries, RGBA; of no single frame."""
+    """The picture that a layer's plane carries, RGBA; of no single frame, it is written with the first."""
     return files / "atlases" / f"{layer}.png"

@@ -36,10 +36,11 @@ def predict(graph: AtlasGraph, clip: Clip, sample_ids: Sequence[str], files: Pat
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     graph.to(device).eval()
-    for layer in graph.layers:
-        write_picture(atlas_file(files, layer), atlas(graph, layer))
     edits = standard_edits(graph) if clip.truth is not None else {}
     rows = clip.rows_of(sample_ids)
+    if 0 in rows:  # files of no single frame go with the first one: two shards must not write the same file
+        for layer in graph.layers:
+            write_picture(atlas_file(files, layer), atlas(graph, layer))
     for row, sample_id in progress(zip(rows, sample_ids, strict=True), "infer", len(rows)):
         time = float(clip.times[row])
         rendering = render(graph, time, rays=rays)
