@@ -169,7 +169,7 @@ def test_a_download_without_tables_is_empty(tmp_path: Path) -> None:
 def test_an_unknown_source_names_the_known_ones() -> None:
     with pytest.raises(ManyscopeError, match=r"'hubbel' is unknown.*hubble, simulated.*did you mean 'hubble'"):
         find_source("hubbel")
-    with pytest.raises(ManyscopeError, match="a class with 'download' and 'cut'"):
+    with pytest.raises(ManyscopeError, match="is not a galaxy source; allowed: a class with download, cut"):
         find_source("math:sqrt")
 
 
