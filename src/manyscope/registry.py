@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
@@ -103,6 +104,19 @@ class Registry:
             return make(*given, **args)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"{place}: {self.kind} {name!r} refuses them: {error}") from error
+
+
+def unknown_names(named: Iterable[tuple[str, Registry, str]]) -> Iterator[str]:
+    """A sentence for each name that its registry does not know.
+
+    Args:
+        named: place in the settings, registry, and the name that stands there.
+    """
+    for place, registry, name in named:
+        try:
+            registry.path(name)
+        except ManyscopeError as error:
+            yield f"{place}: {error}"
 
 
 SCOPES = Registry("scope", group="manyscope.scopes")

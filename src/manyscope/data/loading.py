@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class ScopeData(Protocol):
-    """Prepared samples, ready to be cut into batches.
+class TrainingData(Protocol):
+    """What a training is fed.
 
-    A batch is a dict of tensors and lists, whatever the scope's model takes; its "sample_id" is a list of str.
+    A batch is a dict of tensors and lists, whatever the scope's model takes.
     """
 
     @property
@@ -30,6 +30,10 @@ class ScopeData(Protocol):
 
     def validation_batch(self, positions: Sequence[int] | np.ndarray) -> Any:
         """The batch of the validation samples with these positions."""
+
+
+class ScopeData(TrainingData, Protocol):
+    """Prepared samples, ready to be cut into batches; the "sample_id" of a batch is a list of str."""
 
     def predict_batches(self, sample_ids: Sequence[str], batch_size: int) -> Iterable[Any]:
         """The named samples, each exactly once."""

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from manyscope.data.loading import Schedule, ScopeData
+from manyscope.data.loading import Schedule, TrainingData
 from manyscope.errors import ManyscopeError
 
 
 class StepBatches(Dataset[Any]):
     """Batch of global step i at position i: this process's share, its size, and the size of the whole."""
 
-    def __init__(self, data: ScopeData, schedule: Schedule, rank: int, world: int) -> None:
+    def __init__(self, data: TrainingData, schedule: Schedule, rank: int, world: int) -> None:
         self._data, self._schedule, self._rank, self._world = data, schedule, rank, world
 
     def __getitem__(self, step: int) -> tuple[Any, int, int]:
@@ -57,7 +57,7 @@ class ValidationBatches(IterableDataset[Any]):
     A process for which none is left gets the first sample again and a size of 0: each step is one of all together.
     """
 
-    def __init__(self, data: ScopeData, batch_size: int, rank: int, world: int) -> None:
+    def __init__(self, data: TrainingData, batch_size: int, rank: int, world: int) -> None:
         self._data, self._batch_size, self._rank, self._world = data, batch_size, rank, world
 
     def __iter__(self) -> Iterator[tuple[Any, int, int]]:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from manyscope.data.loading import ScopeData
+from manyscope.data.loading import TrainingData
 from manyscope.errors import CheckpointError, ManyscopeError
 from manyscope.log import logger
 from manyscope.nn.across import Share, sharing, synchronised
@@ -42,7 +42,7 @@ from manyscope.training.together import any_process, check_same_step
 _LINE_EVERY_S = 10.0
 
 
-def fit(data: ScopeData, network: nn.Module, train: TrainSettings, run: TrainingRun) -> None:
+def fit(data: TrainingData, network: nn.Module, train: TrainSettings, run: TrainingRun) -> None:
     """Train a network; leaves the weights with the lowest validation loss in `run.best`.
 
     Raises:
@@ -120,7 +120,7 @@ class Training(lightning.LightningModule):
         network: answers `losses(batch)` with a scalar under "loss"; other scalars are recorded as they are.
     """
 
-    def __init__(self, network: nn.Module, data: ScopeData, settings: TrainSettings, run: TrainingRun) -> None:
+    def __init__(self, network: nn.Module, data: TrainingData, settings: TrainSettings, run: TrainingRun) -> None:
         super().__init__()
         if not callable(getattr(network, "losses", None)):
             raise ManyscopeError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from manyscope.data.loading import ScopeData
-from manyscope.errors import ManyscopeError
+from manyscope.registry import unknown_names
 from manyscope.scopes.base import Evaluation, Scope
 from manyscope.scopes.galaxies.settings import GalaxiesSettings
 
@@ -50,11 +50,7 @@ class Galaxies(Scope[GalaxiesSettings]):
             ("model.name", MODELS, settings.model.name),
             *(("preprocess.transforms", TRANSFORMS, step.name) for step in settings.preprocess.transforms),
         ]
-        for place, registry, name in named:
-            try:
-                registry.path(name)
-            except ManyscopeError as error:
-                yield f"{place}: {error}"
+        yield from unknown_names(named)
         missing = {"train", "validation", "test"} - set(settings.infer.splits)
         if missing:
             yield f"infer.splits: without {', '.join(sorted(missing))} the latent space cannot be judged; add it"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from manyscope.data.loading import ScopeData
-from manyscope.errors import ManyscopeError
+from manyscope.registry import unknown_names
 from manyscope.scopes.base import Evaluation, Scope
 from manyscope.scopes.neutrinos.settings import NeutrinosSettings
 
@@ -55,11 +55,7 @@ class Neutrinos(Scope[NeutrinosSettings]):
         from manyscope.scopes.neutrinos.model import MODELS
 
         named = [("download.source", SOURCES, settings.download.source), ("model.name", MODELS, settings.model.name)]
-        for place, registry, name in named:
-            try:
-                registry.path(name)
-            except ManyscopeError as error:
-                yield f"{place}: {error}"
+        yield from unknown_names(named)
         if settings.download.source == "files" and not settings.download.files:
             yield "download.files: the source 'files' needs at least one entry"
         yield from file_problems(settings.download)

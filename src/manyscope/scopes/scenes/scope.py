@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from manyscope.data.loading import ScopeData
 from manyscope.errors import ManyscopeError
+from manyscope.registry import unknown_names
 from manyscope.scopes.base import Evaluation, Scope
 from manyscope.scopes.scenes.edits import ScenesEdits
 from manyscope.scopes.scenes.settings import ScenesSettings
@@ -56,11 +57,7 @@ class Scenes(Scope[ScenesSettings]):
             ("model.background_plane", PLANES, settings.model.background_plane),
             ("train.sampler", SAMPLERS, settings.train.sampler),
         ]
-        for place, registry, name in named:
-            try:
-                registry.path(name)
-            except ManyscopeError as error:
-                yield f"{place}: {error}"
+        yield from unknown_names(named)
         yield from count_problems(settings)
         try:
             SOURCES.path(settings.download.source)

@@ -252,7 +252,7 @@ def composite(hits: Sequence[Hits], count: int) -> Tensor:
         order = _order(hits, count)
         alpha = alpha.gather(0, order)
         colour = colour.gather(0, order.unsqueeze(-1).expand_as(colour))
-    return (_weights(alpha).unsqueeze(-1) * colour).sum(0)
+    return ((alpha * _let_through(alpha)).unsqueeze(-1) * colour).sum(0)
 
 
 @torch.no_grad()
@@ -260,8 +260,7 @@ def hiddenness(hits: Sequence[Hits], count: int) -> Tensor:
     """How much of each layer is hidden by nearer ones, (layers, count) in [0, 1]."""
     order = _order(hits, count)
     alpha = torch.stack([spread(h.seen.alpha, h.rays, count, 0.0) for h in hits]).gather(0, order)
-    before = F.pad(torch.cumprod(1 - alpha, 0)[:-1], (0, 0, 1, 0), value=1.0)
-    return torch.empty_like(before).scatter_(0, order, 1 - before)
+    return torch.empty_like(alpha).scatter_(0, order, 1 - _let_through(alpha))
 
 
 def _order(hits: Sequence[Hits], count: int) -> Tensor:
@@ -269,6 +268,6 @@ def _order(hits: Sequence[Hits], count: int) -> Tensor:
     return depth.argsort(dim=0, stable=True)
 
 
-def _weights(alpha: Tensor) -> Tensor:
-    """Of layers in their order, from the nearest."""
-    return alpha * F.pad(torch.cumprod(1 - alpha, 0)[:-1], (0, 0, 1, 0), value=1.0)
+def _let_through(alpha: Tensor) -> Tensor:
+    """What reaches each of the layers, which are in their order from the nearest, through those before it."""
+    return F.pad(torch.cumprod(1 - alpha, 0)[:-1], (0, 0, 1, 0), value=1.0)

@@ -75,7 +75,7 @@ def decode(rays: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.nd
 
 
 class Rays:
-    """The training and validation rays of a clip, as the default training asks for them (`ScopeData`).
+    """The training and validation rays of a clip, as the default training asks for them (`TrainingData`).
 
     Raises:
         ManyscopeError: the sampler is unknown, or refuses its arguments.
@@ -111,10 +111,6 @@ class Rays:
     def validation_batch(self, positions: Sequence[int] | np.ndarray) -> dict[str, Any]:
         frame, places = decode(np.asarray(positions, np.int64), self._height, self._width)
         return self._batch(self._validation[frame], places)
-
-    def predict_batches(self, sample_ids: Sequence[str], batch_size: int) -> Iterable[Any]:
-        """Frames are rendered whole: see `manyscope.scopes.scenes.model.infer`."""
-        raise NotImplementedError
 
     @cached_property
     def _validation_rays(self) -> np.ndarray:
