@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= 2
 
-.PHONY: demo test test-long test-slurm check bench bench-scale docs lock clean
+.PHONY: demo test test-long test-slurm test-browser check bench bench-scale docs lock clean
 
 demo: $(READY)
 	manyscope run $(EXPERIMENTS)
@@ -15,7 +15,7 @@ demo: $(READY)
 test: $(READY)
 	pytest -n $(WORKERS) --dist loadgroup -m "not long and not slurm and not browser" --cov --cov-report=term:skip-covered $(PYTEST)
 
-# What takes minutes: whole chains of cells, fine-tuning, trainings on several processes.
+# What takes minutes: chains killed in every stage, chains of some scopes and of plug-ins, trainings on several processes.
 test-long: $(READY)
 	pytest -n $(WORKERS) --dist loadgroup -m "long and not slurm and not browser" $(PYTEST) tests
 
@@ -25,6 +25,13 @@ test-slurm: $(READY)
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -y -qq --no-install-recommends slurm-wlm munge slurmdbd mariadb-server; }
 	pytest -m slurm $(PYTEST) tests/slurm
+
+# The pages in Chromium, with a real mouse and keyboard; without Chromium the tests are skipped, or with
+# MANYSCOPE_CHROMIUM_NEEDED=1 fail.
+test-browser: $(READY)
+	which chromium >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+	pytest -m browser $(PYTEST) tests/browser
 
 check: $(READY)
 	ruff check .
@@ -48,7 +55,7 @@ docs: $(READY)
 # Pins every package for Python 3.11; the file holds versions only, no addresses.
 lock: $(READY)
 	uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	    --no-emit-find-links --extra dev --extra cells pyproject.toml --output-file requirements.lock
+	    --no-emit-find-links --extra dev --extra cells --extra lance --extra onnx pyproject.toml --output-file requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

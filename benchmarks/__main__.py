@@ -7,7 +7,20 @@ import sys
 
 from benchmarks.measure import table, write_rows
 
-NAMES = ("startup", "hyrax", "neutrinos", "ablation", "cells", "hash_grid")
+NAMES = (
+    "startup",
+    "hyrax",
+    "neutrinos",
+    "ablation",
+    "cells",
+    "hash_grid",
+    "panorama_views",
+    "panoramas",
+    "page",
+    "served",
+    "stores",
+    "drawing",
+)
 LONG = ("scale",)  # only by name: these take more than half an hour
 
 

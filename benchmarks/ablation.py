@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.measure import OURS, RESULTS, ROOT, THREADS, WORK, Row, environment
+from benchmarks.measure import RESULTS, THREADS, WORK, Row
+from benchmarks.trained import run_stage
 from manyscope.tables.metrics import Metric, read_metrics
 from manyscope.tables.parquet import read_table
 from manyscope.tables.whole import whole_file
@@ -37,7 +36,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 def run() -> list[Row]:
     folder = WORK / "ablation"
     for stage in ("download", "preprocess"):
-        _stage(folder / "shared", stage, ())
+        run_stage(folder / "shared", _NAME, stage)
     with ThreadPoolExecutor(THREADS) as pool:
         judged = dict(zip(VARIANTS, pool.map(lambda name: _judge(folder, name), VARIANTS), strict=True))
     with whole_file(RESULTS / "ablation.md") as partial:
@@ -58,20 +57,8 @@ def _judge(folder: Path, name: str) -> list[Metric]:
     (results / _NAME).mkdir(parents=True)
     (results / _NAME / "prepared").symlink_to(folder / "shared" / _NAME / "prepared")
     for stage in ("train", "infer", "gather", "evaluate"):
-        _stage(results, stage, (_STEPS, *VARIANTS[name]) if stage == "train" else VARIANTS[name])
+        run_stage(results, _NAME, stage, (_STEPS, *VARIANTS[name]) if stage == "train" else VARIANTS[name])
     return read_metrics(results / _NAME / "evaluate" / "metrics.json")[1]
-
-
-def _stage(results: Path, stage: str, changes: tuple[str, ...]) -> None:
-    results.mkdir(parents=True, exist_ok=True)
-    changed = [word for change in changes for word in ("--set", change)]
-    command = [OURS / "manyscope", stage, "--experiment", _NAME, "--results", results, *changed]
-    env = {**environment(), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    log = results / f"{stage}.log"
-    with log.open("w", encoding="utf-8") as out:
-        done = subprocess.run(list(map(str, command)), cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise RuntimeError(f"{stage} failed, see {log}")
 
 
 def _markdown(folder: Path, judged: dict[str, list[Metric]]) -> str:

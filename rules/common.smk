@@ -19,6 +19,16 @@ def start_of(wildcards):
     return cfg.paths(start).model if start else []
 
 
+def annotations_of(wildcards):
+    """The tables that `manyscope annotate` has added: with another one, or one less, what shows them is made again."""
+    return sorted(cfg.paths(wildcards.experiment).annotations.glob("*.parquet"))
+
+
+def indexed_annotations_of(wildcards):
+    """Those whose columns the index may hold: none where it is told to hold no column."""
+    return [] if cfg.settings(wildcards.experiment).index.columns == () else annotations_of(wildcards)
+
+
 def growing(megabytes):
     """Memory that doubles with each attempt of a job."""
     return lambda wildcards, attempt: megabytes * 2 ** (attempt - 1)

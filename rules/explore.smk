@@ -4,6 +4,7 @@ rule explore:
         samples=path.samples,
         predictions=path.predictions,
         map=path.map,
+        annotations=annotations_of,
     output:
         page=report(
             path.page,

@@ -1,7 +1,9 @@
 rule index:
-    """Build the vector index and audit it against exact search."""
+    """Build the vector index, with the columns to filter by, and audit it against exact search."""
     input:
+        samples=path.samples,
         predictions=path.predictions,
+        annotations=indexed_annotations_of,
     output:
         audit=path.audit,
     log:

@@ -1,11 +1,16 @@
+import json
+
+
 rule summary:
-    """One table of all experiments: metric, model, baseline, interval."""
+    """All experiments on one page and in one table: metric, model, baseline, interval, map."""
     input:
         metrics=collect(path.metrics, experiment=cfg.experiments),
+        maps=collect(path.map_figure, experiment=cfg.experiments),
+        runs=collect(path.run, experiment=cfg.experiments),
     output:
         table=cfg.results / "summary.parquet",
         page=report(
-            cfg.results / "summary.html",
+            cfg.results / "index.html",
             caption="../docs/report/summary.rst",
             category="Summary",
             labels={"what": "all experiments"},
@@ -23,6 +28,7 @@ rule summary:
     params:
         results=cfg.results,
         experiments=" ".join(cfg.experiments),
+        titles=lambda wildcards: json.dumps({name: each.title for name, each in cfg.experiments.items()}),
         code=lambda wildcards: cfg.summary_digest(),
     shell:
-        "manyscope summary --results {params.results:q} {params.experiments} > {log} 2>&1"
+        "manyscope summary --results {params.results:q} --titles {params.titles:q} {params.experiments} > {log} 2>&1"

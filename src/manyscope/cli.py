@@ -31,7 +31,7 @@ STAGE_HELP = {
     "umap": "Map the latent vectors to two or three dimensions.",
     "index": "Build the vector index and audit it against exact search.",
     "evaluate": "Judge the model beside its baselines on held-out data.",
-    "explore": "Write the web page of the map.",
+    "explore": "Serve the page of the map, live, to a browser; with --experiment, write it as one file.",
 }
 
 
@@ -94,6 +94,10 @@ _config_option = click.option(
     help="The workflow file.",
 )
 _set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
+_results_option = click.option("--results", type=click.Path(path_type=Path), help="Folder of all experiments' results.")
+_settings_option = click.option(
+    "--settings", metavar="JSON|FILE", help="The stage's resolved settings, instead of config files."
+)
 _experiment_option = click.option("--experiment", required=True, help="Name of a file in config/experiments.")
 
 
@@ -113,10 +117,7 @@ def _run_stage(
     from manyscope.tables.whole import explaining_full_disk, sole_worker
     from manyscope.training.launch import is_first_process
 
-    # Threads that spin while they wait for each other multiply the CPU time on a shared machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        os.environ.setdefault("RAYON_NUM_THREADS", threads)  # of Chroma, which would take every core that it sees
+    _choose_threads()
     if settings is not None and overrides:
         raise ManyscopeError("--set changes config files", place="--settings", allowed="one of the two")
     if settings is None:
@@ -128,7 +129,6 @@ def _run_stage(
         own = _stage_settings(stage, settings)
         paths = ExperimentPaths.of(results or Path("results"), experiment)
     run = importlib.import_module(f"manyscope.stages.{stage}").run
-    name = "-".join([stage, *map(str, where.values())])
     if not is_first_process():
         logger.setLevel(max(logger.level, logging.WARNING))  # the first process says it for all
         # The first process ends with the code of a stopped one; srun would kill it if another did so before.
@@ -137,8 +137,15 @@ def _run_stage(
         return
     # On a cluster the job before this one may still have its grace to write a checkpoint.
     patience_s = _GRACE_S if "SLURM_JOB_ID" in os.environ else 0
-    with explaining_full_disk(paths.root), sole_worker(paths.root / ".locks" / name, patience_s):
+    with explaining_full_disk(paths.root), sole_worker(paths.lock(stage, where.get("shard", 0)), patience_s):
         run(own, paths, **where)
+
+
+def _choose_threads() -> None:
+    # Threads that spin while they wait for each other multiply the CPU time on a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        os.environ.setdefault("RAYON_NUM_THREADS", threads)  # of Chroma, which would take every core that it sees
 
 
 def _stage_settings(stage: str, text: str) -> Any:
@@ -169,8 +176,8 @@ def _stage_command(stage: str) -> click.Command:
     for option in (
         _set_option,
         _config_option,
-        click.option("--results", type=click.Path(path_type=Path), help="Folder of all experiments' results."),
-        click.option("--settings", metavar="JSON|FILE", help="The stage's resolved settings, instead of config files."),
+        _results_option,
+        _settings_option,
         _experiment_option,
     ):
         command = option(command)
@@ -182,7 +189,43 @@ def _stage_command(stage: str) -> click.Command:
 
 
 for _stage in STAGE_HELP:
-    main.add_command(_stage_command(_stage))
+    if _stage != "explore":
+        main.add_command(_stage_command(_stage))
+
+
+_OF_STAGE, _OF_SERVER = ("settings", "overrides"), ("port", "host", "points", "open_browser")
+
+
+@main.command(help=STAGE_HELP["explore"])
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Where to serve; a free port unless given.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve at: this machine alone.")
+@click.option("--points", type=click.IntRange(1), help="At most so many objects are drawn at once.")
+@click.option("--open/--no-open", "open_browser", default=False, help="Open the page in a browser.")
+@click.option("--experiment", help="Write the page of this experiment to explore/index.html instead, and end.")
+@_results_option
+@_config_option
+@_settings_option
+@_set_option
+@click.pass_context
+def explore(ctx: click.Context, names: tuple[str, ...], experiment: str | None, **options: Any) -> None:
+    given = {name for name in options if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    if experiment is None:
+        if unread := given.intersection(_OF_STAGE):
+            raise click.UsageError(f"{_flag(unread)} is for writing the page: give --experiment too")
+        from manyscope.commands.explore import serve
+
+        serve(names, **{key: options[key] for key in (*_OF_SERVER, "results", "config_file")})
+        return
+    if names:
+        raise click.UsageError(f"--experiment {experiment} writes a page, {' '.join(names)} would be served: give one")
+    if unread := given.intersection(_OF_SERVER):
+        raise click.UsageError(f"{_flag(unread)} is for serving: leave out --experiment")
+    _run_stage("explore", experiment, **{key: options[key] for key in (*_OF_STAGE, "results", "config_file")})
+
+
+def _flag(names: set[str]) -> str:
+    return "--" + {"overrides": "set", "open_browser": "open"}.get(name := min(names), name)
 
 
 @main.command()
@@ -191,6 +234,10 @@ for _stage in STAGE_HELP:
 @click.option("--cores", type=click.IntRange(1), help="Cores of this machine; all of them unless given.")
 @click.option("--set", "overrides", multiple=True, metavar="EXPERIMENT.KEY=VALUE", help="Override a setting.")
 @_config_option
+@_results_option
+@click.option(
+    "--until", type=click.Choice(list(STAGE_HELP)), help="Only this stage, and those before it; without the report."
+)
 @click.option("--report/--no-report", default=True, help="Write results/report.html at the end.")
 @click.option("--snakemake", multiple=True, metavar="ARGUMENT", help="Passed on, such as --snakemake=--dry-run.")
 def run(**options: Any) -> None:
@@ -198,6 +245,19 @@ def run(**options: Any) -> None:
     from manyscope.commands.run import run_workflow
 
     sys.exit(run_workflow(**options))
+
+
+@main.command()
+@_experiment_option
+@_set_option
+@_results_option
+@_config_option
+def extend(**options: Any) -> None:
+    """Take in objects that are new in the data source: the weights, and the old objects, stay as they are."""
+    from manyscope.commands.extend import extend as grow
+
+    _choose_threads()
+    grow(**options)
 
 
 @main.command()
@@ -219,13 +279,19 @@ def validate(experiments: tuple[str, ...], config_file: Path, overrides: tuple[s
 
 @main.command()
 @_experiment_option
-@click.option("--id", "object_id", help="Neighbours of this object.")
+@click.option("--id", "object_id", multiple=True, help="Neighbours of this object; may be given several times.")
 @click.option("--vector", type=click.Path(path_type=Path), help="A .npy file with a vector, or a table of them.")
 @click.option("--image", type=click.Path(path_type=Path), help="An image, where the scope can embed one.")
 @click.option("--text", help="A text, where the scope can embed one.")
 @click.option("-k", "--neighbours", "k", type=int, default=10, show_default=True, help="How many neighbours.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="FILTER",
+    help="Only objects that pass: 'class = spiral', \"snr > 20 and z <= 1\".",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--results", type=click.Path(path_type=Path), help="Folder of all experiments' results.")
+@_results_option
 @_config_option
 def search(**options: Any) -> None:
     """Find the objects nearest to one, in the latent space."""
@@ -236,10 +302,85 @@ def search(**options: Any) -> None:
 
 @main.command()
 @_experiment_option
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="A file .onnx; in results/EXPERIMENT/export unless given."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, min_open=True),
+    default=1e-4,
+    show_default=True,
+    help="Largest difference from torch, in units of an output's root mean square.",
+)
+@click.option("--opset", type=click.IntRange(18), default=18, show_default=True, help="Version of ONNX's operators.")
+@_set_option
+@_results_option
+@_config_option
+def export(**options: Any) -> None:
+    """Write the trained model as an ONNX file, checked against torch on prepared samples."""
+    from manyscope.commands.export import export as write
+
+    click.echo(write(**options))
+
+
+@main.command()
+@click.argument("object_ids", nargs=-1, required=True, metavar="OBJECT_ID...")
+@_experiment_option
+@_results_option
+@_config_option
+def lookup(**options: Any) -> None:
+    """Print all that is known of objects, with their latent vectors: a line of JSON each."""
+    from manyscope.commands.objects import lookup as look_up
+
+    click.echo(look_up(**options))
+
+
+@main.command()
+@_experiment_option
+@click.option("-n", "n", type=click.IntRange(1), default=20, show_default=True, help="How many are printed.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Also write the ranking of all objects to this file.")
+@_results_option
+@_config_option
+def outliers(**options: Any) -> None:
+    """Print the strangest objects, by the mean rank of their outlier scores."""
+    from manyscope.commands.objects import outliers as strangest
+
+    click.echo(strangest(**options))
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@_experiment_option
+@click.option("--id-column", help="Column of FILE with the ids; object_id unless given, or what --by says.")
+@click.option(
+    "--by",
+    "key",
+    type=click.Choice(["object_id", "sample_id"]),
+    default="object_id",
+    show_default=True,
+    help="What they are ids of.",
+)
+@click.option("--name", help="Name of the annotation; that of FILE unless given.")
+@click.option("--columns", multiple=True, metavar="COLUMN", help="A column to be joined, again for more; or all.")
+@click.option("--format", "named", help="Format of FILE in astropy's words, or parquet or csv, if its name is silent.")
+@click.option("--remove", metavar="NAME", help="Remove an annotation instead.")
+@click.option("--list", "listed", is_flag=True, help="List the annotations instead.")
+@_results_option
+@_config_option
+def annotate(**options: Any) -> None:
+    """Join the columns of a table FILE (CSV, Parquet, FITS, VOTable, …) to the objects, after the training: for
+    colours, filters and searches."""
+    from manyscope.commands.annotate import annotate as join
+
+    click.echo(join(**options))
+
+
+@main.command()
+@_experiment_option
 @click.argument("edits", nargs=-1, metavar='["do: …, object: …"]…')
 @click.option("--file", type=click.Path(path_type=Path), help="A YAML file with a list `edits` instead.")
 @click.option("--name", default="edit", show_default=True, help="Folder below results/EXPERIMENT/edits.")
-@click.option("--results", type=click.Path(path_type=Path), help="Folder of all experiments' results.")
+@_results_option
 @_config_option
 def edit(**options: Any) -> None:
     """Show what was trained, changed, where the scope can: "do: remove, object: object-1"."""
@@ -250,13 +391,33 @@ def edit(**options: Any) -> None:
 
 
 @main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_experiment_option
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Name of the picture; FILE-EXPERIMENT.png unless given."
+)
+@_set_option
+@_config_option
+def show(**options: Any) -> None:
+    """Draw what an experiment makes of one raw FILE, where the scope can: the views of a panorama."""
+    from manyscope.commands.show import show as draw
+
+    click.echo(draw(**options))
+
+
+@main.command()
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--titles", default="{}", help="JSON with the titles of experiments, for the page.")
 @click.argument("experiments", nargs=-1, required=True)
-def summary(results: Path, experiments: tuple[str, ...]) -> None:
-    """Write the table of all experiments' metrics, and print it."""
+def summary(results: Path, titles: str, experiments: tuple[str, ...]) -> None:
+    """Write the page and the table of all experiments' metrics, and print the table."""
     from manyscope.evaluation.summary import print_summary, write_summary
 
-    write_summary(results, list(experiments))
+    try:
+        named = dict(json.loads(titles))
+    except (ValueError, TypeError) as error:
+        raise ManyscopeError(f"not titles ({error})", place="--titles", allowed="a JSON object") from error
+    write_summary(results, list(experiments), named)
     print_summary(results)
 
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from manyscope.errors import ManyscopeError, SettingsError, did_you_mean
+
+
+def look_here() -> None:
+    """Let a user's file in the working folder be imported, whatever program runs: Python itself does so for `python -m`
+    alone. Installed packages come first."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
 
 
 def load_object(path: str) -> Any:
@@ -18,13 +27,22 @@ def load_object(path: str) -> Any:
         ManyscopeError: the module cannot be imported, or has no such name.
     """
     module_name, _, name = path.partition(":")
+    look_here()
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ManyscopeError(
             f"module {module_name!r} cannot be imported ({error})",
             place=path,
-            remedy="install the package, or put its folder on PYTHONPATH",
+            remedy="install the package, or put its folder on PYTHONPATH or its file where you run",
+        ) from error
+    except ManyscopeError:
+        raise
+    except Exception as error:  # a user's module may do anything while it is imported
+        raise ManyscopeError(
+            f"module {module_name!r} fails while it is imported ({type(error).__name__}: {error})",
+            place=path,
+            remedy="mend the module",
         ) from error
     try:
         found = module

@@ -84,8 +84,8 @@ def test_second_run_has_nothing_to_do(finished: Workspace) -> None:
 @pytest.mark.parametrize(
     ("change", "rerun"),
     [
-        ("galaxies.umap.n_neighbors=9", {"umap", "explore"}),
-        ("galaxies.index.ef_search=150", {"index"}),
+        ("galaxies.umap.n_neighbors=9", {"umap", "explore", "summary"}),
+        ("galaxies.index.ef_search=150", {"index", "explore"}),
         ("galaxies.train.lr=0.0007", {"train", *AFTER_TRAIN}),
         ("galaxies.evaluate.bootstrap_draws=120", {"evaluate", "summary"}),
         ("galaxies.explore.neighbours=4", {"explore"}),
@@ -113,7 +113,7 @@ def test_a_changed_setting_really_reruns(copy_of_finished: Workspace) -> None:
     ("module", "rerun"),
     [
         ("evaluation/bootstrap.py", {"evaluate", "summary"}),
-        ("latent/reducers.py", {"umap", "explore"}),
+        ("latent/reducers.py", {"umap", "explore", "summary"}),
         ("training/fit.py", {"train", *AFTER_TRAIN}),
         ("explorer/page.py", {"explore"}),
         ("scopes/galaxies/simulate.py", {"download", "preprocess", "train", *AFTER_TRAIN}),
@@ -133,6 +133,7 @@ def test_a_changed_module_reruns_the_stages_that_use_it(
     assert other.rules_to_run() == rerun
 
 
+@pytest.mark.long
 def test_shards_give_the_same_predictions(finished: Workspace, tmp_path: Path) -> None:
     reference = paths_of(finished).predictions.read_bytes()
     for shards in (1, 3, 8):
@@ -145,6 +146,7 @@ def test_shards_give_the_same_predictions(finished: Workspace, tmp_path: Path) -
         assert paths_of(workspace).predictions.read_bytes() == reference, shards
 
 
+@pytest.mark.long
 def test_same_seed_same_metrics_other_seed_other_metrics(finished: Workspace, tmp_path: Path) -> None:
     found = []
     for seed in (0, 1):

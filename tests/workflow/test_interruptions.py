@@ -7,7 +7,7 @@ import pytest
 from manyscope.settings.paths import ExperimentPaths
 from workspace import Workspace, kill_tree, make_workspace, wait_for_file, wait_for_stage
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("kill")]
 
 STAGES = ("download", "preprocess", "train", "infer", "gather", "umap", "index", "evaluate", "explore")
 LONGER = ("--set", "galaxies.train.epochs=24", "--set", "galaxies.train.check_every_epochs=1")

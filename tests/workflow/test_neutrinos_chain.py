@@ -97,6 +97,7 @@ def test_only_the_chosen_splits_are_embedded_and_the_test_is_judged_the_same(sim
     assert "no sample is of the splits unlabelled; see infer.splits" in nobody.stderr
 
 
+@pytest.mark.long
 def test_a_killed_training_ends_with_the_same_weights_and_calibration(simulated: Workspace, tmp_path: Path) -> None:
     longer = ("--set", "train.epochs=30", "--set", "train.check_every_epochs=1")
     source = ExperimentPaths.of(simulated.results, "neutrinos")
@@ -139,6 +140,7 @@ def run_to_evaluation(simulated: Workspace, name: str) -> ExperimentPaths:
     return ExperimentPaths.of(simulated.results, name)
 
 
+@pytest.mark.long
 def test_competition_files_run_through_and_test_events_are_submitted(simulated: Workspace, competition: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in competition.rglob("*")}
     download = {"source": "kaggle", "kaggle": {"folder": str(competition)}}
@@ -164,6 +166,7 @@ def test_a_missing_folder_is_said_before_any_hour_is_spent(simulated: Workspace)
     assert "/does/not/exist: no such folder; mend download.kaggle.folder" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the sample events are not beside the repository")
 def test_sample_events_of_other_detectors_are_predicted(simulated: Workspace) -> None:
     files = [

@@ -19,7 +19,7 @@ from manyscope.tables.predictions import read_predictions
 from manyscope.tables.samples import read_samples
 from workspace import Workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scenes_bad_input")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("scenes_bad_input")]
 
 SETTINGS, DATA = 2, 3  # exit codes
 HEIGHT, WIDTH, FRAMES = 48, 64, 8

@@ -12,11 +12,16 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from manyscope.errors import StoppedError
@@ -54,6 +59,14 @@ class Workspace:
 
     def manyscope(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self._run([sys.executable, "-m", "manyscope.cli", *arguments], check)
+
+    def here(self, *arguments: str) -> Result:
+        """`manyscope` in this process, which saves what it takes to load torch once more. The result has the exit
+        code, stdout and stderr."""
+        from manyscope.cli import main
+
+        with chdir(self.folder), patch.dict(os.environ):
+            return CliRunner().invoke(main, list(arguments))
 
     def rules_to_run(self, *arguments: str) -> set[str]:
         """Rules of the jobs that a dry run lists, without the target rule."""
@@ -176,10 +189,16 @@ def train_apart(
     return own
 
 
+def page_data(page: Path) -> dict[str, Any]:
+    """What a page that stands alone embeds: see `packed_contents`."""
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)
+    data: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(json.loads(text)["packed"]), -15))
+    return data
+
+
 def pictures_on_page(page: Path) -> dict[str, np.ndarray]:
     """The picture of each object that has one on the page, RGBA uint8 in a square cell with transparent margins."""
-    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)
-    content = json.loads(data)
+    content = page_data(page)
     packed = content["pictures"]
     sheets = []
     for address in packed["sheets"]:

@@ -8,16 +8,20 @@ import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from manyscope.errors import BusyError, ManyscopeError
 from manyscope.settings import Config, load_config
+from manyscope.tables.freshness import confirm
 from manyscope.tables.whole import sole_worker, write_json
 
 _STATE = Path(".snakemake")
+LOCK = _STATE / "manyscope.lock"
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _LOOK_EVERY_S = 0.5
 _WITHOUT_JOBS = {"-n", "-np", "--dry-run", "--dryrun", "--touch", "--unlock"}
@@ -25,9 +29,13 @@ _WITHOUT_JOBS = {"-n", "-np", "--dry-run", "--dryrun", "--touch", "--unlock"}
 
 def run_workflow(
     experiments: tuple[str, ...], profile: str, cores: int | None, overrides: tuple[str, ...], config_file: Path,
-    report: bool, snakemake: tuple[str, ...],
+    report: bool, snakemake: tuple[str, ...], until: str | None = None, results: Path | None = None,
 ) -> int:  # fmt: skip
     """Run the chain and print what came out; returns Snakemake's exit code.
+
+    Args:
+        until: a stage after which the chain ends; there is no report and no summary then.
+        results: folder in the place of the workflow file's.
 
     Raises:
         ManyscopeError: there is no Snakefile here.
@@ -37,23 +45,55 @@ def run_workflow(
     if not Path("Snakefile").exists():
         raise ManyscopeError("no Snakefile here", place=Path.cwd(), remedy="run from the project's folder")
     config = load_config(config_file=config_file, experiments=experiments or None, overrides=overrides)
-    command = [sys.executable, "-m", "snakemake", "--profile", profile, "--configfile", str(config_file)]
-    # Snakemake lays the file over config/config.yaml, the library reads it alone: what both must agree on is said.
-    chosen = {"experiments": list(config.experiments), "shards": config.shards, "results": str(config.results)}
-    chosen |= {"set": overrides} if overrides else {}
-    command += ["--config", *(f"{key}={json.dumps(value)}" for key, value in chosen.items())]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with sole_worker(_STATE / "manyscope.lock"):
+    config = replace(config, results=results or config.results)
+    command = _command(config, config_file, overrides, "--profile", profile)
+    environment = _environment()
+    with sole_worker(LOCK):
         _release_lock_of_killed_run(command, environment)
         with _Following(config):
-            code = _snakemake([*command, *_local_choices(cores, profile), *snakemake], environment)
-        if code or _WITHOUT_JOBS & set(snakemake):
+            last = ["--until", until] if until else []
+            code = _snakemake([*command, *_local_choices(cores, profile), *last, *snakemake], environment)
+        if not (code or snakemake):  # Snakemake's own options may have left stages out
+            for name in config.experiments:
+                confirm(config.paths(name), until)
+        if code or until or _WITHOUT_JOBS & set(snakemake):
             return code
         page = config.results / "report.html"
         if report:
             code = _snakemake([*command, "--report", str(page), "--quiet", "all"], environment)
     _print_results(config, page if report and not code else None)
     return code
+
+
+def record_as_made(
+    config: Config, config_file: Path, overrides: tuple[str, ...], rules: Sequence[str], targets: Sequence[Path]
+) -> None:
+    """Tell Snakemake, where it keeps a record here, that these rules have just made their files with the settings and
+    the code of now.
+
+    Raises:
+        ManyscopeError: Snakemake fails.
+    """
+    if not (Path("Snakefile").exists() and (_STATE / "metadata").is_dir()):
+        return
+    command = _command(config, config_file, overrides, "--cores", "1", "--quiet", "all", "--touch")
+    command += ["--allowed-rules", *rules, "--", *map(str, targets)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise ManyscopeError(f"Snakemake cannot record what was made ({' '.join(words)})", place=Path.cwd())
+
+
+def _command(config: Config, config_file: Path, overrides: tuple[str, ...], *options: str) -> list[str]:
+    # Snakemake lays the file over config/config.yaml, the library reads it alone: what both must agree on is said.
+    chosen = {"experiments": list(config.experiments), "shards": config.shards, "results": str(config.results)}
+    chosen |= {"set": overrides} if overrides else {}
+    command = [sys.executable, "-m", "snakemake", *options, "--configfile", str(config_file)]
+    return [*command, "--config", *(f"{key}={json.dumps(value)}" for key, value in chosen.items())]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def _local_choices(cores: int | None, profile: str) -> list[str]:

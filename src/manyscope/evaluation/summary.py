@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import polars as pl
 
+from manyscope.errors import DataError
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.tables.metrics import Metric, read_metrics
 from manyscope.tables.parquet import read_table, write_table
-from manyscope.tables.whole import whole_file
+from manyscope.tables.whole import read_json, whole_file
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "experiment": pl.String,
@@ -33,6 +38,7 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "ahead": pl.Boolean,
     "behind": pl.Boolean,
 }
+_PREVIEW_PX = (400, 320)  # at most: a third of a page, on screens of two pixels for each
 _HEADER = ("experiment", "metric", "model [95 %]", "baseline", "difference [95 %]")
 
 
@@ -67,30 +73,64 @@ def render_text(table: pl.DataFrame, colour: bool) -> str:
     return "\n".join(texts)
 
 
-def render_html(table: pl.DataFrame) -> str:
-    """The table as a page that stands alone and links to the page of each experiment."""
+@dataclass(frozen=True)
+class Overview:
+    """What the page says of one experiment beside its metrics.
+
+    Attributes:
+        title: the name is shown if it is empty.
+        preview: a picture of the map as a data address; empty without one.
+        tracker, run_id: what followed the training, and its run there; empty without one.
+    """
+
+    experiment: str
+    scope: str
+    title: str = ""
+    preview: str = ""
+    tracker: str = ""
+    run_id: str = ""
+
+
+def render_html(table: pl.DataFrame, overviews: Sequence[Overview], tracking: str = "") -> str:
+    """The page: a card for each experiment, then the table. It stands alone but for its links, to the experiments'
+    pages and the report beside it and to the tracking server.
+
+    Args:
+        tracking: address of the MLflow server or store; empty for the file beside the page. Names and passwords in it
+            are not shown.
+    """
+    cards = "\n".join(_card(table, overview, tracking) for overview in overviews)
     body = []
     for row in table.iter_rows(named=True):
         experiment, *rest = _cells(row)
-        link = f'<a href="{escape(quote(experiment))}/explore/index.html">{escape(experiment)}</a>'
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
         classes = " ".join(filter(None, (_verdict(row), "headline" if row["headline"] else "")))
-        body.append(f'<tr class="{classes}"><td>{link}</td>{cells}</tr>')
+        body.append(
+            f'<tr class="{classes}"><td><a href="{_page(experiment)}">{escape(experiment)}</a></td>{cells}</tr>'
+        )
     header = "".join(f"<th>{escape(name)}</th>" for name in _HEADER)
-    return _PAGE.format(header=header, body="\n".join(body))
+    return _PAGE.format(cards=cards, header=header, body="\n".join(body))
 
 
-def write_summary(results: Path, experiments: Sequence[str]) -> None:
-    """Write results/summary.parquet and results/summary.html from the experiments' metrics.json.
+def write_summary(results: Path, experiments: Sequence[str], titles: Mapping[str, str] | None = None) -> None:
+    """Write results/summary.parquet and results/index.html from the experiments' metrics.json, map.png and run.json;
+    of the last two those that there are.
 
     Raises:
-        DataError: an experiment has not been evaluated, or its metrics are broken.
+        DataError: an experiment has not been evaluated, or one of its files is broken.
     """
-    documents = [read_metrics(ExperimentPaths.of(results, name).metrics)[0] for name in experiments]
+    paths = [ExperimentPaths.of(results, name) for name in experiments]
+    documents = [read_metrics(one.metrics)[0] for one in paths]
     table = summary_table(documents)
+    overviews = [
+        _overview(one, document["scope"], (titles or {}).get(one.experiment, ""))
+        for one, document in zip(paths, documents, strict=True)
+    ]
     write_table(results / "summary.parquet", table)
-    with whole_file(results / "summary.html") as partial:
-        partial.write_text(render_html(table), encoding="utf-8")
+    with whole_file(results / "index.html") as partial:
+        partial.write_text(
+            render_html(table, overviews, os.environ.get("MLFLOW_TRACKING_URI", "")), encoding="utf-8", newline="\n"
+        )
 
 
 def print_summary(results: Path) -> None:
@@ -127,31 +167,118 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "ahead" if row["ahead"] else "behind" if row["behind"] else ""
 
 
+def _overview(paths: ExperimentPaths, scope: str, title: str) -> Overview:
+    run = read_json(paths.run) if paths.run.exists() else {}
+    preview = _preview(paths.map_figure) if paths.map_figure.exists() else ""
+    return Overview(
+        paths.experiment, scope, title, preview, str(run.get("tracker") or ""), str(run.get("tracker_run_id") or "")
+    )
+
+
+def _preview(figure: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(figure) as image:
+            small = image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"not a picture ({error})", place=figure, remedy="run the stage umap again") from error
+    small.thumbnail(_PREVIEW_PX, Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=80, method=6)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _page(experiment: str) -> str:
+    return escape(f"{quote(experiment)}/explore/index.html")
+
+
+def _card(table: pl.DataFrame, overview: Overview, tracking: str) -> str:
+    name, page = overview.experiment, _page(overview.experiment)
+    rows = table.filter((pl.col("experiment") == name) & pl.col("headline")).rows(named=True)
+    rows = [row for row in rows if row["group"] == rows[0]["group"]]  # one for each baseline
+    _, metric, model, *_ = _cells(rows[0])
+    value, _, interval = model.partition(" ")
+    picture = f'<img src="{escape(overview.preview)}" alt="">' if overview.preview else ""
+    judged = "".join(f'<li class="{_verdict(row)}">{escape(_judged(row))}</li>' for row in rows)
+    links = [f'<a href="{page}">page</a>', _run(overview, tracking)]
+    return (
+        f'<article>\n<a class="map" href="{page}">{picture}</a>\n'
+        f'<h2><a href="{page}">{escape(overview.title or name)}</a></h2>\n'
+        f'<p class="names">{escape(name)} · {escape(overview.scope)}</p>\n'
+        f'<p class="metric">{escape(metric)} <strong>{escape(value)}</strong> {escape(interval)}</p>\n'
+        f"<ul>{judged}</ul>\n<p>{' · '.join(filter(None, links))}</p>\n</article>"
+    )
+
+
+def _judged(row: Mapping[str, Any]) -> str:
+    *_, baseline, difference = _cells(row)
+    if not baseline:
+        return "no baseline"
+    words = {"ahead": "ahead of", "behind": "behind"}.get(
+        _verdict(row), "beside" if row["ahead"] is None else "level with"
+    )
+    return f"{words} {baseline}" + (f": {difference}" if difference else "")
+
+
+def _run(overview: Overview, tracking: str) -> str:
+    """The run at its tracker: a link where that has an address on the web, else in words."""
+    if not overview.run_id:
+        return ""
+    run = f"run <code>{escape(overview.run_id)}</code>"
+    if overview.tracker != "mlflow":
+        return f"{escape(overview.tracker)} {run}"
+    address = urlsplit(tracking)
+    address = address._replace(netloc=address.netloc.rpartition("@")[2])
+    if address.scheme in ("http", "https"):
+        link = f"{urlunsplit(address).rstrip('/')}/#/runs/{quote(overview.run_id, safe='')}"
+        return f'<a href="{escape(link)}">MLflow run</a>'
+    return f"MLflow {run} in <code>{escape(urlunsplit(address) or 'mlflow.db')}</code>"
+
+
 _COLOUR = {"ahead": "32", "behind": "31", "": ""}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Manyscope: summary</title>
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'">
+<title>Manyscope: all experiments</title>
 <style>
-:root {{ color-scheme: light dark; --line: #8884; --good: #00734f; --bad: #b04a00; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --good: #4fd1a5; --bad: #ff9d5c; }} }}
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }}
+:root {{ color-scheme: light dark; --line: #8884; --quiet: #666; --good: #00734f; --bad: #b04a00; --card: #8881; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --quiet: #aaa; --good: #4fd1a5; --bad: #ff9d5c; }} }}
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }}
+h1, h2, p, ul {{ margin: 0 0 .5rem; }}
+h2 {{ font-size: 1.05rem; }}
+.cards {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); margin: 1.5rem 0; }}
+article {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; overflow-wrap: anywhere;
+ padding: .8rem; }}
+.map {{ display: block; margin-bottom: .6rem; }}
+.map img {{ background: #fff; border-radius: 4px; display: block; height: 15rem; object-fit: contain; width: 100%; }}
+.names, code {{ color: var(--quiet); font-size: .85rem; }}
+.metric strong {{ font-size: 1.35rem; }}
+ul {{ font-size: .9rem; list-style: none; padding: 0; }}
 main {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: right; white-space: nowrap; }}
 th:nth-child(-n+2), td:nth-child(-n+2) {{ text-align: left; }}
 .headline td {{ font-weight: 600; }}
-.ahead td:last-child {{ color: var(--good); }}
-.behind td:last-child {{ color: var(--bad); }}
+li.ahead, .ahead td:last-child {{ color: var(--good); }}
+li.behind, .behind td:last-child {{ color: var(--bad); }}
 </style>
 </head>
 <body>
-<h1>Summary</h1>
-<p>Every metric beside its baselines, headline metrics first. The difference is model minus baseline, with its 95 %
-bootstrap interval; it is coloured where the interval does not contain zero.</p>
+<h1>All experiments</h1>
+<p>Each with its headline metric, its 95 % bootstrap interval, and what it is judged beside: ahead or behind where the
+interval of the difference does not contain zero, else level. All figures are in the
+<a href="report.html">report (written here by <code>manyscope run</code>, at its end)</a>.</p>
+<section class="cards">
+{cards}
+</section>
+<h2>Every metric</h2>
+<p>Headline metrics first. The difference is model minus baseline; it is coloured where its interval does not contain
+zero.</p>
 <main><table>
 <thead><tr>{header}</tr></thead>
 <tbody>

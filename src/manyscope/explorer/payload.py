@@ -1,23 +1,69 @@
-"""What the page knows of the objects, as one JSON value: arrays in base64, pictures packed into sheets."""
+"""What a page that stands alone knows of the objects: one compressed JSON value, arrays in base64, packed pictures."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
-from collections.abc import Iterable
-from typing import Any
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 from PIL import Image
 
-PICTURE_PX = 96
-"""Longest edge of an embedded picture."""
-MOST_LEVELS = 200
-"""A text column with more different values than this is shown, but not offered as a colour."""
-_FEW_INTEGERS = 12
-_SHEET_CELLS = 20  # along each edge: a sheet of at most 1920 pixels, which every browser decodes
+from manyscope.explorer.contents import Column
+
+if TYPE_CHECKING:
+    from manyscope.explorer.page import Page
+
+PICTURE_PX = 128
+"""Longest edge of a picture on a page."""
+_SHEET_CELLS = 15  # along each edge: a sheet of at most 1920 pixels, which every browser decodes
+
+
+def packed_contents(page: Page) -> dict[str, Any]:
+    """The data of a page. The same content gives the same value.
+
+    Returns:
+        `packed`: base64 of the raw deflate stream (RFC 1951, the `deflate-raw` of browsers) of JSON in UTF-8 with
+        `about`: see `Contents.about`, and: `notes`, `neighbours` (how many are known of each object), `search` (new
+        vectors cannot be sought: `text` and `image` are false), `all` (true: every object is here), `experiments`
+        (the one), `version` (16 hexadecimal digits, others when anything else here changes);
+        `ids`: n texts;
+        `coordinates`: an array for each axis, see `packed`;
+        `columns`: in the order of `about.columns`, for a number `values`, NaN where missing, for a category `codes`,
+        -1 where missing, both see `packed`, for text `texts`, null where missing;
+        `neighbours`, `distances`: packed int32 and float32, those of an object side by side, nearest first;
+        `pictures`: see `packed_pictures`.
+    """
+    contents = page.contents
+    n = len(contents.object_ids)
+    about = {
+        **contents.about(),
+        "notes": list(page.notes),
+        "neighbours": page.neighbours.shape[1],
+        "search": {"text": False, "image": False},
+        "all": True,
+        "experiments": [contents.experiment],
+    }
+    objects = {
+        "ids": list(contents.object_ids),
+        "coordinates": [packed(axis) for axis in contents.coordinates.T],
+        "columns": [_values(column) for column in contents.columns],
+        "neighbours": packed(page.neighbours.astype(np.int32)),
+        "distances": packed(page.distances.astype(np.float32)),
+        "pictures": packed_pictures(page.pictures, n),
+    }
+    rest = _json(objects)
+    about["version"] = hashlib.sha256(_json(about) + rest).hexdigest()[:16]
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+    parts = [deflate.compress(part) for part in (b'{"about":', _json(about), b",", memoryview(rest)[1:])]
+    stream = b"".join([*parts, deflate.flush()])
+    return {"packed": base64.b64encode(stream).decode("ascii")}
 
 
 def packed(values: np.ndarray) -> dict[str, str]:
@@ -26,71 +72,60 @@ def packed(values: np.ndarray) -> dict[str, str]:
     return {"dtype": values.dtype.name, "data": base64.b64encode(little.tobytes()).decode("ascii")}
 
 
-def packed_columns(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """Every column that holds one plain value for each object; lists, arrays and structs are left out.
-
-    Each is `{"name", "kind"}` with, by kind,
-    `number`: `values`, NaN where missing; `category`: `levels` and `codes`, -1 where missing;
-    `text`: `values`, null where missing.
-    """
-    return [_column(series) for series in table if not (series.dtype.is_nested() or series.dtype in _OPAQUE)]
-
-
 def packed_pictures(pictures: Iterable[tuple[int, Image.Image | None]], objects: int) -> dict[str, Any]:
-    """Pictures, each with the row of its object, in square cells on WebP sheets.
+    """Pictures, each with the row of its object, in square cells on WebP sheets; one sheet is held at a time.
 
     Returns:
-        `cell`: edge of a cell in pixels; `across`: cells along the edge of a sheet; `slots`: for each object the
-        number of its cell, counted over all sheets, -1 without a picture; `sheets`: data addresses.
+        `cell`: edge of a cell in pixels, that of the largest picture of the first sheet: larger ones that follow are
+        made to fit; `across`: cells along the edge of a sheet; `slots`: for each object the number of its cell,
+        counted over all sheets, -1 without a picture; `sheets`: data addresses.
     """
-    small, slots = list[Image.Image](), np.full(objects, -1, np.int32)
+    cell, slots, sheets, used = PICTURE_PX, np.full(objects, -1, np.int32), list[str](), 0
+    drawn = _drawn(pictures)
+    while batch := list(islice(drawn, _SHEET_CELLS**2)):
+        if not sheets:
+            cell = max(max(picture.size) for _, picture in batch)
+        slots[[row for row, _ in batch]] = np.arange(used, used + len(batch))
+        used += len(batch)
+        sheets.append(_sheet([picture for _, picture in batch], cell))
+    return {"cell": cell, "across": _SHEET_CELLS, "slots": packed(slots), "sheets": sheets}
+
+
+def _drawn(pictures: Iterable[tuple[int, Image.Image | None]]) -> Iterator[tuple[int, Image.Image]]:
     for row, picture in pictures:
         if picture is not None:
-            slots[row] = len(small)
-            # Palettes, 16-bit greys and the like cannot be pasted; a picture with transparency keeps it.
-            mode = "RGBA" if picture.has_transparency_data else "RGB"
-            small.append(picture.convert(mode))
-            small[-1].thumbnail((PICTURE_PX, PICTURE_PX))
-    cell = max((max(picture.size) for picture in small), default=PICTURE_PX)
-    per_sheet = _SHEET_CELLS**2
-    sheets = [_sheet(small[i : i + per_sheet], cell) for i in range(0, len(small), per_sheet)]
-    return {"cell": cell, "across": _SHEET_CELLS, "slots": packed(slots), "sheets": sheets}
+            yield row, small_picture(picture)
+
+
+def small_picture(picture: Image.Image) -> Image.Image:
+    """A copy of at most `PICTURE_PX`, in RGB, or RGBA where it is transparent: palettes, 16-bit greys and the like can
+    neither be pasted nor become WebP."""
+    small = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    small.thumbnail((PICTURE_PX, PICTURE_PX))
+    return small
+
+
+def webp(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=85, method=4)
+    return file.getvalue()
 
 
 def _sheet(pictures: list[Image.Image], cell: int) -> str:
     rows, columns = math.ceil(len(pictures) / _SHEET_CELLS), min(len(pictures), _SHEET_CELLS)
     sheet = Image.new("RGBA", (columns * cell, rows * cell))
     for i, picture in enumerate(pictures):
+        picture.thumbnail((cell, cell))
         y, x = divmod(i, _SHEET_CELLS)
         sheet.paste(picture, (x * cell + (cell - picture.width) // 2, y * cell + (cell - picture.height) // 2))
-    file = io.BytesIO()
-    sheet.save(file, "WEBP", quality=85, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return "data:image/webp;base64," + base64.b64encode(webp(sheet)).decode("ascii")
 
 
-_OPAQUE = (pl.Binary, pl.Object)
+def _values(column: Column) -> dict[str, Any]:
+    if isinstance(column.values, np.ndarray):
+        return {"values" if column.kind == "number" else "codes": packed(column.values)}
+    return {"texts": column.values}
 
 
-def _column(series: pl.Series) -> dict[str, Any]:
-    if (series.dtype.is_integer() and series.n_unique() > _FEW_INTEGERS) or series.dtype.is_float():
-        return {"name": series.name, "kind": "number", "values": packed(_numbers(series))}
-    if series.dtype.is_decimal():
-        return _column(series.cast(pl.Float64))
-    words = series.cast(pl.String)
-    # Sorted before the cast, so that the levels of integers are in the order of the numbers.
-    levels = series.drop_nulls().unique().sort().cast(pl.String).to_list()
-    if len(levels) > MOST_LEVELS:
-        return {"name": series.name, "kind": "text", "values": words.to_list()}
-    code = {level: i for i, level in enumerate(levels)}
-    codes = np.array([-1 if word is None else code[word] for word in words], np.int16)
-    return {"name": series.name, "kind": "category", "levels": levels, "codes": packed(codes)}
-
-
-def _numbers(series: pl.Series) -> np.ndarray:
-    """(n,) float32 where it keeps a millionth of the column's range, else float64."""
-    wide = series.cast(pl.Float64).fill_null(math.nan).to_numpy()
-    finite = wide[np.isfinite(wide)]
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-        lost = np.abs(finite - finite.astype(np.float32)).max(initial=0.0)
-    return narrow if not len(finite) or lost <= 1e-6 * np.ptp(finite) else wide
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

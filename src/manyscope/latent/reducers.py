@@ -28,7 +28,14 @@ from manyscope.registry import Registry
 from manyscope.settings.sections import UmapSettings
 from manyscope.tables.whole import whole_file
 
-REDUCERS = Registry("reducer", {"umap": "manyscope.latent.reducers:Umap", "pca": "manyscope.latent.reducers:Pca"})
+REDUCERS = Registry(
+    "reducer",
+    {
+        "pca": "manyscope.latent.reducers:Pca",
+        "tsne": "manyscope.latent.tsne:Tsne",
+        "umap": "manyscope.latent.reducers:Umap",
+    },
+)
 
 Loaded = TypeVar("Loaded", bound="StoredReducer")
 
@@ -140,11 +147,11 @@ class Pca(StoredReducer):
         return ((self._scaled(vectors) - self.mean) @ self.axes).astype(np.float32)
 
 
-class Umap(StoredReducer):
-    """McInnes, Healy and Melville, UMAP (2018), through umap-learn's functions; see the head of this module.
+class NeighbourReducer(StoredReducer):
+    """What places objects by their nearest neighbours among the fitted ones, whose vectors it keeps.
 
     Fewer than ten objects are placed by principal components, with a warning, and a new object beside them where its
-    nearest one lies. With fewer objects than `n_neighbors`, all of them are neighbours.
+    nearest one lies.
     """
 
     arrays = ("vectors", "coordinates")
@@ -162,10 +169,10 @@ class Umap(StoredReducer):
         self.vectors, self._cells = self._fit_scale(vectors), None
         start = _wide(self.vectors, self.settings.components)
         if len(vectors) < _FEWEST:
-            logger.warning("%d objects are too few for UMAP: the map shows principal components", len(vectors))
+            kind = type(self).__name__
+            logger.warning("%d objects are too few for %s: the map shows principal components", len(vectors), kind)
             self.coordinates = start
-            return start
-        with _one_thread():
+        else:
             self.coordinates = self._layout(start)
         return self.coordinates
 
@@ -175,19 +182,24 @@ class Umap(StoredReducer):
             DataError: vectors of another size, or values that are not finite.
             MissingDependencyError: umap-learn cannot keep its compiled code.
         """
+        scaled = self._scaled(vectors)
         if not len(vectors):
             return np.empty((0, self.settings.components), np.float32)
-        distances, rows = self._neighbours(self._scaled(vectors), self._k)
         if len(self.vectors) < _FEWEST:
-            return self.coordinates[rows[:, 0]]
-        with _one_thread():
-            return self._place(distances, rows)
+            return self.coordinates[self._neighbours(scaled, 1)[1][:, 0]]
+        return self._place(scaled)
 
-    @property
-    def _k(self) -> int:
-        return min(self.settings.n_neighbors, len(self.vectors))
+    def _layout(self, start: np.ndarray) -> np.ndarray:
+        """Coordinates of the fitted vectors, (n, 2 or 3) float32, from those of their principal components."""
+        raise NotImplementedError
+
+    def _place(self, scaled: np.ndarray) -> np.ndarray:
+        """Coordinates of new vectors, (m, 2 or 3) float32, while the fitted ones stay."""
+        raise NotImplementedError
 
     def _neighbours(self, queries: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances, (m, k) float32, and rows of the k fitted vectors nearest to each query; None asks for those of
+        the fitted vectors, each without itself."""
         metric = metric_of(self.settings)
         if len(self.vectors) <= self.settings.exact_objects:
             distances, rows = nearest_neighbours(self.vectors, k, queries, metric=metric)
@@ -199,7 +211,22 @@ class Umap(StoredReducer):
             distances = np.sqrt(distances)
         return distances.astype(np.float32), rows.astype(np.int32)
 
+
+class Umap(NeighbourReducer):
+    """McInnes, Healy and Melville, UMAP (2018), through umap-learn's functions; see the head of this module.
+
+    With fewer objects than `n_neighbors`, all of them are neighbours.
+    """
+
+    @property
+    def _k(self) -> int:
+        return min(self.settings.n_neighbors, len(self.vectors))
+
     def _layout(self, start: np.ndarray) -> np.ndarray:
+        with _one_thread():
+            return self._optimized(start)
+
+    def _optimized(self, start: np.ndarray) -> np.ndarray:
         umap = _umap()
         n, k = len(self.vectors), self._k
         if k < self.settings.n_neighbors:
@@ -221,7 +248,11 @@ class Umap(StoredReducer):
         )  # fmt: skip
         return np.ascontiguousarray(coordinates, np.float32)
 
-    def _place(self, distances: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _place(self, scaled: np.ndarray) -> np.ndarray:
+        with _one_thread():
+            return self._placed(*self._neighbours(scaled, self._k))
+
+    def _placed(self, distances: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """New objects start amid their neighbours and are then laid out among the fitted ones, which stay."""
         umap = _umap()
         from umap.layouts import optimize_layout_euclidean

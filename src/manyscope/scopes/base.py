@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from manyscope.tables.manifest import ManifestEntry
     from manyscope.tables.metrics import Metric
     from manyscope.tables.predictions import Objects
+    from manyscope.training.onnx import Exportable
     from manyscope.training.run import TrainingRun
 
 S = TypeVar("S", bound=ExperimentSettings)
@@ -100,6 +101,11 @@ class Scope(ABC, Generic[S]):
         `progress`, if it has one, to the share of the steps that are done. See docs/bring-your-own.md.
         """
 
+    def new_model(self, settings: S, data: ScopeData) -> nn.Module:
+        """The model at the start of a training. A scope whose model learns something of the data before the first
+        step, such as their mean, does it here, and not where weights are loaded."""
+        return self.model(settings, data)
+
     def pretrained(self, settings: S) -> Mapping[str, str]:
         """Files of weights from elsewhere that a training starts from, each with its SHA-256: a training that began
         with others is never continued.
@@ -118,7 +124,7 @@ class Scope(ABC, Generic[S]):
 
         seed_weights(settings.train.seed)
         data = self.data(settings, prepared)
-        network = self.model(settings, data)
+        network = self.new_model(settings, data)
         run.load_start(network)
         fit(data, network, settings.train, run)
 
@@ -147,6 +153,16 @@ class Scope(ABC, Generic[S]):
         total = len(batches) if isinstance(batches, Sized) else -(-len(sample_ids) // settings.infer.batch_size)
         yield from on_device(model, batches, total, lambda batch: self.predict_batch(settings, model, batch))
 
+    def exportable(self, settings: S, data: ScopeData, model: nn.Module) -> Exportable:
+        """The model, with its trained weights, as a function of tensors, for `export` and for infer.engine `onnx`.
+
+        Raises:
+            ManyscopeError: a model of this scope cannot be exported.
+        """
+        raise ManyscopeError(
+            f"a model of scope {self.name!r} cannot be exported to ONNX", remedy="leave infer.engine at torch"
+        )
+
     @abstractmethod
     def evaluate(
         self, settings: S, prepared: Path, files: Path, samples: pl.DataFrame, predictions: pl.DataFrame
@@ -162,6 +178,14 @@ class Scope(ABC, Generic[S]):
             objects: rows of the predictions, without the embedding, in the order in which pictures are wanted.
         """
         yield from (None for _ in range(len(objects)))
+
+    def card(self) -> Sequence[str]:
+        """Names of the columns that say the most of an object, for the page: in this order, those that there are."""
+        return ()
+
+    def queries(self) -> Sequence[str]:
+        """What `embed_query` takes: of "image" and "text"."""
+        return ()
 
     def embed_query(self, settings: S, prepared: Path, weights: Path, query: Path | str) -> np.ndarray:
         """The latent vector, (dimensions,) float32, of an image file or text given to `search`.
@@ -183,3 +207,7 @@ class Scope(ABC, Generic[S]):
             what a user would open.
         """
         raise ManyscopeError(f"scope {self.name!r} has nothing to edit")
+
+    def show(self, settings: S, file: Path) -> Any:
+        """A matplotlib figure of what the scope makes of one raw file, before anything is trained."""
+        raise ManyscopeError(f"scope {self.name!r} has nothing to show")

@@ -19,17 +19,18 @@ from functools import cache
 from pathlib import Path
 
 from manyscope.errors import ManyscopeError, did_you_mean
+from manyscope.registry import look_here
 
 SCOPE_METHODS: dict[str, tuple[str, ...]] = {
     "download": ("download",),
     "preprocess": ("preprocess",),
     "train": ("data", "model", "pretrained", "fit"),
-    "infer": ("data", "model", "predict", "predict_batch"),
+    "infer": ("data", "model", "predict", "predict_batch", "exportable"),
     "gather": (),
     "umap": (),
     "index": (),
     "evaluate": ("evaluate", "data", "model"),
-    "explore": ("thumbnails",),
+    "explore": ("thumbnails", "card"),
 }
 
 _PACKAGE = "manyscope"
@@ -191,6 +192,7 @@ def _is_installed(top: str) -> bool:
 @cache
 def _roots(top: str) -> tuple[Path, ...]:
     """The folders of a package, or the file of a module that is no package; empty if there is none of the name."""
+    look_here()
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):

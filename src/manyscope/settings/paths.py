@@ -74,6 +74,11 @@ class ExperimentPaths:
         return self.train / "export"
 
     @property
+    def onnx(self) -> Path:
+        """The trained model for other programs, beside a JSON file of what was measured; not a declared output."""
+        return self.root / "export" / "model.onnx"
+
+    @property
     def infer(self) -> Path:
         return self.root / "infer"
 
@@ -139,6 +144,11 @@ class ExperimentPaths:
         return self.evaluate / "figures"
 
     @property
+    def annotations(self) -> Path:
+        """Columns that `manyscope annotate` has joined to the objects, a file for each table."""
+        return self.root / "annotations"
+
+    @property
     def edits(self) -> Path:
         """What `manyscope edit` writes, a folder for each call."""
         return self.root / "edits"
@@ -150,6 +160,15 @@ class ExperimentPaths:
     @property
     def page(self) -> Path:
         return self.explore / "index.html"
+
+    def lock(self, stage: str, shard: int = 0) -> Path:
+        """Held while a stage writes its files: one for each shard's file, however many shards there are."""
+        return self.root / ".locks" / (f"{stage}-{shard}" if stage == "infer" else stage)
+
+    @property
+    def confirmed(self) -> Path:
+        """What a run has found right although it is older than what it is made of; there only if something is."""
+        return self.root / "confirmed.json"
 
     def log(self, job: str) -> Path:
         """Logs have a folder of their own, since some stages replace theirs whole."""

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, create_model
 
-from manyscope.errors import SettingsError
+from manyscope.errors import SettingsError, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+SCHEDULES = ("cosine", "constant", "linear")
+
+
+def _known_schedule(name: str) -> str:
+    if name not in SCHEDULES and ":" not in name:
+        hint = did_you_mean(name, list(SCHEDULES))
+        raise ValueError(
+            f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}, or an import path such as "
+            f"'torch.optim.lr_scheduler:StepLR'{f'; {hint}' if hint else ''}"
+        )
+    return name
+
 
 STAGES = ("download", "preprocess", "train", "infer", "gather", "umap", "index", "evaluate", "explore")
 
@@ -54,7 +67,17 @@ class TrainSettings(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="Decoupled weight decay.")
     optimizer: str = Field("adamw", description="adamw, adam, sgd, rmsprop, muon, or import path of an optimiser.")
     optimizer_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the optimiser.")
-    schedule: Literal["cosine", "constant", "linear"] = Field("cosine", description="Learning rate after the warm-up.")
+    schedule: Annotated[str, AfterValidator(_known_schedule)] = Field(
+        "cosine",
+        description="Learning rate after the warm-up: cosine, constant, linear, or import path of a scheduler of torch"
+        " that counts steps.",
+        json_schema_extra={"pattern": f"^({'|'.join(SCHEDULES)})$|:"},
+    )
+    schedule_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of a schedule by path; the text 'steps' stands for the number of steps after the"
+        " warm-up.",
+    )
     warmup_fraction: Fraction = Field(0.03, description="Share of the steps in which the rate rises from zero.")
     gradient_clip_norm: Annotated[float, Field(ge=0)] = Field(0.0, description="Largest gradient norm; 0 is no limit.")
     patience_checks: Annotated[int, Field(ge=0)] = Field(
@@ -81,6 +104,9 @@ class InferSettings(Section):
     """How the trained model is applied."""
 
     batch_size: PositiveInt = Field(256, description="Samples in one forward pass.")
+    engine: Literal["torch", "onnx"] = Field(
+        "torch", description="What applies the model: torch, or onnxruntime, which first exports and checks it."
+    )
     splits: tuple[Literal["train", "validation", "test", "unlabelled"], ...] = Field(
         ("train", "validation", "test", "unlabelled"),
         min_length=1,
@@ -114,11 +140,14 @@ class GatherSettings(Section):
 class UmapSettings(Section):
     """The map."""
 
-    reducer: str = Field("umap", description="umap, pca, or an import path.")
+    reducer: str = Field("umap", description="umap, pca, tsne, or an import path.")
     seed: Seed = Field(0, description="Seed of the reducer.")
     components: Literal[2, 3] = Field(2, description="Dimensions of the map.")
     n_neighbors: Annotated[int, Field(ge=2)] = Field(15, description="UMAP's balance of local against global shape.")
     min_dist: Fraction = Field(0.1, description="UMAP's smallest distance between mapped points.")
+    perplexity: Annotated[float, Field(ge=2)] = Field(
+        30.0, description="Neighbours that count in t-SNE; a third of all objects where that is less."
+    )
     metric: Literal["euclidean", "cosine"] = Field("euclidean", description="Distance between latent vectors.")
     standardize: bool = Field(False, description="Bring every latent dimension to unit variance first.")
     fit_objects: PositiveInt = Field(
@@ -134,6 +163,14 @@ class UmapSettings(Section):
 class IndexSettings(Section):
     """The vector index."""
 
+    store: str = Field(
+        "chroma",
+        description="chroma (a graph, in memory while it is searched), exact (every vector, from disk), lance (cells on"
+        " disk), or an import path.",
+    )
+    columns: tuple[str, ...] | None = Field(
+        None, description="Columns by which a search can be filtered; null: all that hold plain values."
+    )
     metric: Literal["l2", "cosine", "ip"] = Field("l2", description="Distance: squared L2, cosine, inner product.")
     max_neighbors: PositiveInt = Field(16, description="M of the HNSW graph.")
     ef_construction: PositiveInt = Field(200, description="Candidates while building.")
@@ -154,8 +191,15 @@ class EvaluateSettings(Section):
 class ExploreSettings(Section):
     """The web page."""
 
+    objects: PositiveInt = Field(
+        200_000, description="At most so many objects are on the page that stands alone; the served page has all."
+    )
     thumbnails: Annotated[int, Field(ge=0)] = Field(5_000, description="At most so many objects carry a picture.")
     neighbours: Annotated[int, Field(ge=0)] = Field(10, description="Latent neighbours shown for an object.")
+    exact_objects: PositiveInt = Field(
+        50_000,
+        description="With more objects on the page their neighbours are nearly exact: sought in the nearest cells.",
+    )
 
 
 class ExperimentSettings(Section):
@@ -172,7 +216,7 @@ class ExperimentSettings(Section):
         "umap": ("umap",),
         "index": ("index",),
         "evaluate": ("model", "evaluate"),
-        "explore": ("title", "explore"),
+        "explore": ("title", "index", "explore"),  # the distance to neighbours is that of the index
     }
 
     scope: str = Field(description="The kind of instrument: a built-in scope or one of a plug-in package.")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
-import polars as pl
 
 from manyscope.data.splits import unit_hash
-from manyscope.errors import DataError
+from manyscope.explorer.contents import Contents, read_contents
 from manyscope.explorer.page import Page, write_page
+from manyscope.latent.cells import Cells
 from manyscope.latent.neighbours import nearest_neighbours
 from manyscope.log import logger, progress
 from manyscope.scopes.registry import find_scope
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings
-from manyscope.tables.parquet import read_table
 from manyscope.tables.predictions import embeddings, read_predictions
-from manyscope.tables.samples import read_samples
+
+_DISTANCE = {"l2": "squared Euclidean distance", "cosine": "1 - cosine", "ip": "1 - inner product"}
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
@@ -24,60 +27,89 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     Raises:
         DataError: a file of an earlier stage is missing or broken, or the map does not hold every object.
     """
-    scope = find_scope(settings.scope)
+    scope, section = find_scope(settings.scope), settings.explore
+    contents = read_contents(paths, scope.name, settings.title, scope.card())
     predictions = read_predictions(paths.predictions)
-    ids = predictions["object_id"].to_list()
-    squared, neighbours = nearest_neighbours(embeddings(predictions), settings.explore.neighbours)
+    total = len(predictions)
+    if total > section.objects:
+        rows = chosen(contents.object_ids, section.objects)
+        contents, predictions = _only(contents, rows), predictions[rows]
+    vectors = embeddings(predictions)
+    objects = predictions.drop("embedding")
+    del predictions  # as large as the vectors
+    distances, neighbours = latent_neighbours(vectors, contents.object_ids, section.neighbours, settings)
 
-    rows = pictured(ids, settings.explore.thumbnails)
-    thumbnails = scope.thumbnails(paths.prepared, paths.files, predictions.drop("embedding")[rows])
-    few = len(rows) < len(ids)
+    pictured = chosen(contents.object_ids, section.thumbnails)
+    thumbnails = scope.thumbnails(paths.prepared, paths.files, objects[pictured])
     page = Page(
-        title=settings.title or paths.experiment,
-        experiment=paths.experiment,
-        scope=scope.name,
-        object_ids=ids,
-        coordinates=_coordinates(paths, predictions),
-        columns=object_columns(predictions, read_samples(paths.samples)),
+        contents=contents,
         neighbours=neighbours,
-        distances=np.sqrt(squared),
-        pictures=zip(rows, progress(thumbnails, "thumbnails", len(rows)), strict=True),
-        notes=[f"{len(rows):,} of them, chosen at random, may have a picture"] if few and rows else [],
+        distances=distances,
+        pictures=zip(pictured, progress(thumbnails, "thumbnails", len(pictured)), strict=True),
+        notes=_notes(total, len(vectors), len(pictured), settings, paths.experiment),
     )
     write_page(paths.page, page)
-    logger.info("%s: %d objects, %.1f MB", paths.page, len(ids), paths.page.stat().st_size / 1e6)
+    logger.info("%s: %d objects, %.1f MB", paths.page, len(vectors), paths.page.stat().st_size / 1e6)
 
 
-def pictured(object_ids: list[str], most: int) -> list[int]:
-    """The rows that carry a picture, ascending: at most so many, chosen by a hash of the id, so that further objects
-    rarely change the choice."""
-    chosen = sorted(range(len(object_ids)), key=lambda row: unit_hash(0, object_ids[row]))[:most]
-    return sorted(chosen)
+def chosen(object_ids: Sequence[str], most: int) -> list[int]:
+    """At most so many rows, ascending, chosen by a hash of the id, so that further objects rarely change the choice;
+    those of a smaller choice are also in a larger one."""
+    if len(object_ids) <= most:
+        return list(range(len(object_ids)))
+    return sorted(sorted(range(len(object_ids)), key=lambda row: unit_hash(0, object_ids[row]))[:most])
 
 
-def object_columns(predictions: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
-    """One row for each object: what the samples' table says of it, its predictions, then split and group.
+def latent_neighbours(
+    vectors: np.ndarray, object_ids: Sequence[str], k: int, settings: ExperimentSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest others of each object, measured and ordered as `manyscope search` does: by the distance of the index
+    in float32, equally near ones by id. Of more than `explore.exact_objects` they are sought in the nearest cells.
 
-    A prediction of the same name as a column of the samples is called "<name> (predicted)".
+    Args:
+        vectors: (n, dimensions) finite float32.
+        k: fewer where there are fewer others.
+
+    Returns:
+        distances (n, k) float32, and rows (n, k) int64.
     """
-    metadata = samples.select("sample_id", pl.exclude("sample_id", "split", "group"), "split", "group")
-    own = predictions.drop("object_id", "embedding")
-    own = own.rename({name: f"{name} (predicted)" for name in own.columns if name in metadata.columns[1:]})
-    joined = own.join(metadata, on="sample_id", how="left", maintain_order="left")
-    order = [*metadata.columns[1:-2], *own.columns[1:], "split", "group", "sample_id"]
-    # Where each sample is one object, its id and group would only repeat the object's.
-    repeats = [name for name in ("group", "sample_id") if (joined[name] == predictions["object_id"]).all()]
-    return joined.select(order).drop(repeats)
+    metric, k = settings.index.metric, min(k, len(vectors) - 1)
+    # The largest inner product need not lie in the nearest cells.
+    if metric == "ip" or len(vectors) <= settings.explore.exact_objects:
+        distances, rows = nearest_neighbours(vectors, k, metric=metric)
+    else:
+        distances, rows = Cells(vectors, metric, settings.index.seed).neighbours(k)
+    narrow = distances.astype(np.float32)
+    place = np.argsort(np.argsort(np.asarray(object_ids, dtype=object)))
+    order = np.lexsort((place[rows], narrow), axis=1)
+    return np.take_along_axis(narrow, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def _coordinates(paths: ExperimentPaths, predictions: pl.DataFrame) -> np.ndarray:
-    """The map in the order of the predictions, (objects, 2 or 3)."""
-    table = read_table(paths.map, {"object_id": pl.String})
-    axes = [axis for axis in ("x", "y", "z") if axis in table.columns]
-    ordered = predictions.select("object_id").join(table, on="object_id", how="left", maintain_order="left")
-    coordinates = ordered.select(axes).to_numpy().astype(np.float32)
-    if len(axes) < 2 or len(ordered) != len(predictions) or np.isnan(coordinates).any():
-        raise DataError(
-            "the map does not hold each object of the predictions once", place=paths.map, remedy="run the umap stage"
+def _only(contents: Contents, rows: list[int]) -> Contents:
+    """The contents without the other objects; a category keeps its levels."""
+
+    def values(whole: np.ndarray | list[str | None]) -> np.ndarray | list[str | None]:
+        return whole[rows] if isinstance(whole, np.ndarray) else [whole[row] for row in rows]
+
+    return replace(
+        contents,
+        object_ids=[contents.object_ids[row] for row in rows],
+        coordinates=contents.coordinates[rows],
+        columns=tuple(replace(column, values=values(column.values)) for column in contents.columns),
+    )
+
+
+def _notes(objects: int, shown: int, pictured: int, settings: ExperimentSettings, experiment: str) -> list[str]:
+    notes, few = [], shown < objects
+    if few:
+        notes.append(
+            f"{shown:,} of {objects:,} objects, chosen at random, are shown; all are on the page that"
+            f" `manyscope explore {experiment}` serves"
         )
-    return coordinates
+    if 0 < pictured < shown:
+        notes.append(f"{pictured:,} of them, chosen at random, may have a picture")
+    if settings.explore.neighbours and shown > 1:
+        nearly = settings.index.metric != "ip" and shown > settings.explore.exact_objects
+        where = (", nearly exactly" if nearly else "") + (" among the objects shown" if few else "")
+        notes.append(f"neighbours are found by {_DISTANCE[settings.index.metric]}{where}")
+    return notes

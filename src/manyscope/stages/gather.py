@@ -11,7 +11,6 @@ from manyscope.log import logger
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings
 from manyscope.tables import predictions
-from manyscope.tables.parquet import write_table
 from manyscope.tables.samples import chosen_ids, read_samples
 
 
@@ -47,6 +46,5 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shards: int) -> No
     section = settings.gather
     scores = outlier_scores(vectors, reference, wanted, exact=section.exact_objects, seed=section.seed)
     columns = [pl.Series(f"outlier_{name}", score, pl.Float32, nan_to_null=True) for name, score in scores.items()]
-    # Parquet's row groups follow the chunks of the frame, which follow the shards.
-    write_table(paths.predictions, table.with_columns(columns).rechunk())
+    predictions.write_predictions(paths.predictions, table.with_columns(columns))
     logger.info("%d objects of %d samples, %d dimensions", len(table), len(ids), vectors.shape[1])

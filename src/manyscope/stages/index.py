@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import time
-from typing import Any
 
-import numpy as np
+import polars as pl
 
-from manyscope.latent.index import VectorIndex, build, open_index
-from manyscope.latent.neighbours import distances_to, nearest_neighbours
+from manyscope.latent.audit import audit
+from manyscope.latent.filters import filterable, types_of
+from manyscope.latent.index import build, open_index
+from manyscope.latent.index import extend as extend_index
 from manyscope.log import logger
 from manyscope.settings.paths import ExperimentPaths
-from manyscope.settings.sections import ExperimentSettings, IndexSettings
+from manyscope.settings.sections import ExperimentSettings
+from manyscope.tables.annotations import annotated
+from manyscope.tables.objects import object_columns
 from manyscope.tables.predictions import embeddings, read_predictions
+from manyscope.tables.samples import read_samples
 from manyscope.tables.whole import whole_folder, write_json
-
-_NEIGHBOURS = 10  # of recall@10
-_DISTURBANCE = 0.1  # of each dimension's standard deviation
-_TIMED = 100  # queries that are asked one by one
 
 
 def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     """Write the folder index/, whole: the store and audit.json.
 
     Raises:
-        DataError: missing or broken predictions, or vectors that cannot be indexed.
+        DataError: missing or broken tables, or vectors or columns that cannot be indexed.
+        ManyscopeError: there is no such store, or it needs a package that is not installed.
     """
     table = read_predictions(paths.predictions)
     ids, vectors = table["object_id"].to_list(), embeddings(table)
+    columns = indexed_columns(table, paths)
     del table  # as large as the vectors
     with whole_folder(paths.index) as folder:
         start = time.perf_counter()
-        build(vectors, ids, folder, settings.index)
+        build(vectors, ids, folder, settings.index, columns)
         built = time.perf_counter() - start
         with open_index(folder) as index:
             result = audit(index, vectors, ids, settings.index)
@@ -44,52 +45,30 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     )  # fmt: skip
 
 
-def audit(index: VectorIndex, vectors: np.ndarray, ids: list[str], settings: IndexSettings) -> dict[str, Any]:
-    """Recall against exact search, and the latency of single queries.
+def extend(settings: ExperimentSettings, paths: ExperimentPaths) -> int:
+    """Add to the index what the predictions have gained, and return how many objects that is. If other columns than
+    the index has would be stored, or of other types, it is built anew.
 
-    A query is a stored vector that was disturbed a little: the vector itself would always be found, and one neighbour
-    in ten would be a gift. Every answer that is no farther than the tenth exact neighbour counts, so that equally near
-    objects are as good as one another.
+    Raises:
+        DataError: there is no readable index, or an object has another vector in it than in the predictions.
     """
-    random = np.random.default_rng(settings.seed)
-    chosen = random.choice(len(vectors), min(settings.audit_queries, len(vectors)), replace=False)
-    noise = random.normal(scale=_DISTURBANCE, size=(len(chosen), vectors.shape[1]))
-    queries = (vectors[chosen] + noise * vectors.std(0)).astype(np.float32)
-    k, metric = min(_NEIGHBOURS, len(ids)), settings.metric
-
-    row_of = {object_id: row for row, object_id in enumerate(ids)}
-    rows = np.full((len(queries), k), -1)
-    for query, found in enumerate(index.search(queries, k)[0]):
-        rows[query, : len(found)] = [row_of[object_id] for object_id in found]
-    exact, _ = nearest_neighbours(vectors, k, queries, metric=metric)
-    limit = exact[:, -1:] + 1e-9 * np.abs(exact[:, -1:])
-    hits = (rows >= 0) & (distances_to(vectors, rows, queries, metric=metric) <= limit)
-
-    milliseconds = []
-    for query in queries[:_TIMED]:
-        start = time.perf_counter()
-        index.search(query, k)
-        milliseconds.append(1000 * (time.perf_counter() - start))
-    p50, p99 = np.percentile(milliseconds, [50, 99])
-    return {
-        "count": index.count,
-        "dimension": index.dimension,
-        "recall_at_10": round(float(hits.mean()), 6),
-        "recall_at_10_interval": _interval(hits.mean(1)),
-        "query_p50_ms": round(float(p50), 3),
-        "query_p99_ms": round(float(p99), 3),
-    }
+    table = read_predictions(paths.predictions)
+    columns = indexed_columns(table, paths)
+    with open_index(paths.index) as index:
+        before, types = index.count, index.columns
+    if types_of(filterable(columns, settings.index.columns)) != types:
+        logger.info("the index has other columns and is built anew")
+        run(settings, paths)
+        with open_index(paths.index) as index:
+            return index.count - before
+    return extend_index(paths.index, embeddings(table), table["object_id"].to_list(), columns, settings.index)
 
 
-def _interval(shares: np.ndarray) -> list[float]:
-    """95 % interval of the mean of (queries,) shares in [0, 1].
+def indexed_columns(predictions: pl.DataFrame, paths: ExperimentPaths) -> pl.DataFrame:
+    """What samples, predictions and annotations say of each object, under the names of the page.
 
-    Wilson, Probable Inference (1927), with as many trials as would vary as much as the queries do: the neighbours of
-    one query are found or missed together.
+    Raises:
+        DataError: a table is missing or broken.
     """
-    n, mean, z = len(shares), float(shares.mean()), 1.96
-    variance = float(shares.var())
-    trials = n * mean * (1 - mean) / variance if variance > 0 else n
-    middle = (mean + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    reach = z * math.sqrt(mean * (1 - mean) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
-    return [round(max(0.0, middle - reach), 6), round(min(1.0, middle + reach), 6)]
+    columns = object_columns(predictions, read_samples(paths.samples))
+    return annotated(columns, predictions.select("object_id", "sample_id"), paths.annotations)

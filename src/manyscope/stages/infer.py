@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from manyscope.log import logger
@@ -9,7 +11,7 @@ from manyscope.scopes.registry import find_scope
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings
 from manyscope.tables.parquet import write_table
-from manyscope.tables.predictions import shard_of, shard_table
+from manyscope.tables.predictions import Objects, shard_of, shard_table
 from manyscope.tables.samples import chosen_ids, read_samples
 
 
@@ -20,12 +22,28 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths, shard: int = 0, sh
     Raises:
         CheckpointError: the weights are missing or of another model.
         DataError: samples are missing, or the model's answers break the contract.
+        ManyscopeError: the engine is onnx, and the model cannot be exported or does not give what torch gives.
     """
     ids = chosen_ids(read_samples(paths.samples), settings.infer.splits, paths.samples)
     wanted = [ids[row] for row in np.flatnonzero(shard_of(ids, shards) == shard)]
     output = paths.shard(shard)
-    scope = find_scope(settings.scope)
-    batches = scope.predict(settings, paths.prepared, paths.model, wanted, paths.files) if wanted else ()
+    batches = predicted(settings, paths, wanted)
     table, metadata = shard_table(batches, wanted, output)
     write_table(output, table, metadata)
     logger.info("shard %d of %d: %d samples, %d objects", shard, shards, len(wanted), len(table))
+
+
+def predicted(settings: ExperimentSettings, paths: ExperimentPaths, sample_ids: Sequence[str]) -> Iterable[Objects]:
+    """What the trained model says of these samples, by the engine of the settings.
+
+    Raises:
+        as `run`, once the first batch is asked for.
+    """
+    if not sample_ids:
+        return ()
+    scope = find_scope(settings.scope)
+    if settings.infer.engine == "onnx":
+        from manyscope.scopes.export import predict
+
+        return predict(settings, scope, paths, sample_ids)
+    return scope.predict(settings, paths.prepared, paths.model, sample_ids, paths.files)

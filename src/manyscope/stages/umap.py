@@ -21,6 +21,7 @@ from manyscope.tables.whole import whole_folder, write_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+AXES = "xyz"
 _MANY = 20_000  # points above which the figure shows counts instead of points
 
 
@@ -40,6 +41,25 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
     if len(rows) > section.fit_objects:
         rows = np.sort(np.random.default_rng(section.seed).choice(rows, section.fit_objects, replace=False))
     coordinates = _coordinates(reducer, vectors, rows)
+    write_map(settings, paths, reducer, ids, vectors, coordinates, scale_of(vectors[rows], section))
+    logger.info("%d of %d objects were fitted", len(rows), len(vectors))
+
+
+def write_map(
+    settings: ExperimentSettings, paths: ExperimentPaths, reducer: Reducer, ids: pl.Series, vectors: np.ndarray,
+    coordinates: np.ndarray, scale: np.ndarray,
+) -> None:  # fmt: skip
+    """Measure and draw the map, and write all that `run` writes.
+
+    Args:
+        vectors: (n, dimensions), in the order of the ids.
+        coordinates: (n, 2 or 3).
+        scale: (dimensions,), what the vectors are divided by before they are compared.
+
+    Raises:
+        DataError: the coordinates do not fit.
+    """
+    section = settings.umap
     if coordinates.shape != (len(vectors), section.components) or not np.isfinite(coordinates).all():
         raise DataError(
             f"the reducer gives coordinates of shape {coordinates.shape}, or such as are not finite",
@@ -47,18 +67,18 @@ def run(settings: ExperimentSettings, paths: ExperimentPaths) -> None:
             allowed=f"({len(vectors)}, {section.components}) finite numbers",
         )
     quality = map_quality(
-        vectors / scale_of(vectors[rows], section), coordinates, objects=section.quality_objects,
+        vectors / scale, coordinates, objects=section.quality_objects,
         neighbours=section.quality_neighbours, seed=section.seed, metric=metric_of(section),
     )  # fmt: skip
     figure = map_figure(coordinates, f"{paths.experiment}: latent space", quality)
 
-    axes = {axis: coordinates[:, i] for i, axis in enumerate("xyz"[: section.components])}
+    axes = {axis: coordinates[:, i] for i, axis in enumerate(AXES[: section.components])}
     with whole_folder(paths.umap) as folder:
         reducer.save(folder / paths.reducer.name)
         save_figure(figure, folder / paths.map_figure.name)
         write_json(folder / paths.map_quality.name, quality.document())
         write_table(folder / paths.map.name, pl.DataFrame({"object_id": ids, **axes}))
-    logger.info("map of %d objects, %d of them fitted: %s", len(vectors), len(rows), _words(quality))
+    logger.info("map of %d objects: %s", len(vectors), _words(quality))
 
 
 def _coordinates(reducer: Reducer, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -30,11 +30,13 @@ class ManifestEntry:
         path: relative to `raw/`; may be absent when the state is `failed`.
         source: where it came from: an address, a file path, or the name of a simulator with its seed.
         state: `done`, or `failed` when every attempt failed and the scope goes on without the file.
+        known: size in bytes and SHA-256, where the scope has just made sure of them; else the file is read.
     """
 
     path: str
     source: str
     state: Literal["done", "failed"] = "done"
+    known: tuple[int, str] | None = None
 
 
 def describe(raw: Path, entries: Iterable[ManifestEntry]) -> pl.DataFrame:
@@ -49,7 +51,7 @@ def describe(raw: Path, entries: Iterable[ManifestEntry]) -> pl.DataFrame:
         if entry.state == "done" and not file.is_file():
             raise DataError("the download reported this file as done, but it is missing", place=file)
         done = entry.state == "done"
-        size, digest = (file.stat().st_size, file_digest(file)) if done else (0, "")
+        size, digest = (entry.known or (file.stat().st_size, file_digest(file))) if done else (0, "")
         rows.append((entry.path, size, digest, entry.source, entry.state))
     if not rows:
         raise DataError("the download gave no file", place=raw, remedy="check the settings of section 'download'")

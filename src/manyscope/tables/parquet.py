@@ -12,22 +12,57 @@ from manyscope.errors import DataError, did_you_mean
 from manyscope.tables.whole import whole_file
 
 
-def write_table(path: Path, table: pl.DataFrame, metadata: Mapping[str, str] | None = None) -> None:
-    """Write whole. The same table and metadata give the same bytes."""
+def write_table(
+    path: Path, table: pl.DataFrame, metadata: Mapping[str, str] | None = None, group_rows: int | None = None
+) -> None:
+    """Write whole. The same table and metadata give the same bytes.
+
+    Args:
+        group_rows: rows that a reader of any of them has to read; None leaves it to polars.
+    """
     with whole_file(path) as partial:
-        table.write_parquet(partial, compression="zstd", statistics=True, metadata=dict(metadata or {}))
+        table.write_parquet(
+            partial, compression="zstd", statistics=True, metadata=dict(metadata or {}), row_group_size=group_rows
+        )
 
 
-def read_table(path: Path, required: Mapping[str, type[pl.DataType]] | None = None) -> pl.DataFrame:
+def read_table(
+    path: Path, required: Mapping[str, type[pl.DataType]] | None = None, without: Sequence[str] = ()
+) -> pl.DataFrame:
     """Read a table and check that it has the required columns with their types.
+
+    Args:
+        without: names of columns that are not read.
 
     Raises:
         DataError: the file is missing or broken, or a column is missing or of another type.
     """
     with _readable(path):
-        table = pl.read_parquet(path)
-        _check_columns(path, table.schema, required or {})
-    return table
+        schema = pl.read_parquet_schema(path)
+        _check_columns(path, schema, required or {})
+        return pl.read_parquet(path, columns=[name for name in schema if name not in without])
+
+
+def read_column(path: Path, name: str) -> pl.Series:
+    """One column of text; nothing else is read.
+
+    Raises:
+        DataError: the file is missing or broken, or the column is missing or not text.
+    """
+    with _readable(path):
+        _check_columns(path, pl.read_parquet_schema(path), {name: pl.String})
+        return pl.read_parquet(path, columns=[name])[name]
+
+
+def read_slice(path: Path, row: int, rows: int = 1, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Some rows that follow each other, with all columns or some: of a large file only their row groups are read.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    with _readable(path):
+        table = pl.scan_parquet(path)
+        return (table if columns is None else table.select(columns)).slice(row, rows).collect()
 
 
 def read_rows(
@@ -45,6 +80,16 @@ def read_rows(
         _check_columns(path, schema, required or {})
         single = [name for name, dtype in schema.items() if not (dtype.is_nested() or dtype in (pl.Binary, pl.Object))]
         return table.filter(pl.col(column).is_in(list(values))).select(single).collect()
+
+
+def read_schema(path: Path) -> dict[str, pl.DataType]:
+    """The names of the columns with their types.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    with _readable(path):
+        return dict(pl.read_parquet_schema(path))
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import glob
 import json
+import math
 import os
 import platform
 import re
@@ -27,8 +28,12 @@ _NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")  # all that numpy say
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, sweep: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` when the block ends well, else remove it.
+
+    Args:
+        sweep: remove what a killed process was writing in the place of `path`. That reads the whole folder: whoever
+            writes thousands of files does it once for all of them.
 
     Raises:
         DataError: the disk is full or the folder cannot be written. What was at `path` before is untouched.
@@ -36,8 +41,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # of a killed process
-            left_over.unlink(missing_ok=True)
+        if sweep:
+            for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+                left_over.unlink(missing_ok=True)
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -60,15 +66,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     try:
-        if old.exists() and not path.exists():
-            old.rename(path)
+        put_back(path)
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
+        _exchange(path, partial, old)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
         if old.exists() and not path.exists():
@@ -76,6 +79,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise _explained(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(path: Path, new: Path, old: Path) -> None:
+    """Move `path` aside and `new` into its place, again where a reader put the earlier folder back in between."""
+    for last in (False, False, True):
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        try:
+            new.rename(path)
+            return
+        except OSError as error:
+            if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def put_back(path: Path) -> None:
+    """Undo what a process did that was killed in the instant between moving an earlier folder aside and putting the
+    new one in its place. Readers of a folder that is replaced while it is in use call it first."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        with suppress(FileNotFoundError):  # another process was quicker
+            old.rename(path)
 
 
 def reserve(path: Path) -> None:
@@ -150,6 +176,19 @@ def write_json(path: Path, value: Any) -> None:
     """Write whole; keys keep their order, floats that are not finite are refused."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def plain_json(value: Any, indent: int | None = None) -> str:
+    """JSON that any reader takes: a number that is not finite becomes null, and what JSON has no word for, text."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, float):
+            return part if math.isfinite(part) else None
+        if isinstance(part, dict):
+            return {name: plain(inner) for name, inner in part.items()}
+        return [plain(inner) for inner in part] if isinstance(part, list | tuple) else part
+
+    return json.dumps(plain(value), indent=indent, default=str, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:

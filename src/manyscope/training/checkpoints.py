@@ -12,6 +12,7 @@ from manyscope.errors import CheckpointError
 from manyscope.tables.whole import whole_file
 
 FORMAT = 1
+_SHOWN = 12  # names of classes in a message
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -43,15 +44,17 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def save_weights(path: Path, module: nn.Module, scope: str, model: dict[str, Any]) -> None:
-    """Write the weights of a module with the settings that built it."""
-    save(path, {"format": FORMAT, "scope": scope, "model": model, "state_dict": module.state_dict()})
+    """Write the weights of a module with the settings that built it, and with the names of its classes, if it has an
+    attribute `classes`: they say what the numbers of its output mean."""
+    content = {"format": FORMAT, "scope": scope, "model": model, "classes": _classes(module)}
+    save(path, {**content, "state_dict": module.state_dict()})
 
 
 def load_weights(path: Path, module: nn.Module, scope: str, model: dict[str, Any]) -> None:
     """Load weights that `save_weights` wrote into a module built from the same settings.
 
     Raises:
-        CheckpointError: the checkpoint is broken, or of another scope, model or shape.
+        CheckpointError: the checkpoint is broken, or of another scope, model, shape or list of classes.
     """
     content = load(path)
     if content.get("format") != FORMAT or "state_dict" not in content:
@@ -62,6 +65,14 @@ def load_weights(path: Path, module: nn.Module, scope: str, model: dict[str, Any
             place=path,
             allowed=f"model {model['name']!r} of scope {scope!r}",
             remedy="run the stage train again, or restore the settings it was trained with",
+        )
+    classes, stored = _classes(module), content.get("classes", [])
+    if classes != stored:
+        raise CheckpointError(
+            f"the classes have changed: the weights know {_listed(stored)}",
+            place=path,
+            allowed=f"those of the data, {_listed(classes)}",
+            remedy="run the stage train again, or restore the data it was trained on",
         )
     own, found = module.state_dict(), content["state_dict"]
     different = sorted(own.keys() ^ found.keys()) or [k for k in own if own[k].shape != found[k].shape]
@@ -75,3 +86,14 @@ def load_weights(path: Path, module: nn.Module, scope: str, model: dict[str, Any
             remedy="the model's arguments or the data's shape changed: run the stage train again",
         )
     module.load_state_dict(found)
+
+
+def _classes(module: nn.Module) -> list[str]:
+    classes = getattr(module, "classes", ())
+    return [str(name) for name in classes] if isinstance(classes, (list, tuple)) else []  # some keep their number there
+
+
+def _listed(classes: list[str]) -> str:
+    shown = ", ".join(map(repr, classes[:_SHOWN]))
+    more = len(classes) - _SHOWN
+    return (shown or "none") + (f" and {more} more" if more > 0 else "")

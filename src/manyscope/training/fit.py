@@ -30,11 +30,11 @@ from manyscope.tables.whole import whole_file
 from manyscope.training import checkpoints
 from manyscope.training.batches import RoundSampler, StepBatches, ValidationBatches
 from manyscope.training.environment import environment
-from manyscope.training.launch import check_world_size, placement
+from manyscope.training.launch import check_world_size, is_first_process, placement
 from manyscope.training.means import Means
 from manyscope.training.memory import keep_freed_memory
 from manyscope.training.optimizers import build_optimizer, rate_factor
-from manyscope.training.run import TrainingRun, check_finite
+from manyscope.training.run import RunPart, TrainingRun, check_finite
 from manyscope.training.seeds import repeatable, seed_step
 from manyscope.training.stopping import StopRequest, ignore_in_loader, stop_request
 from manyscope.training.together import any_process, check_same_step
@@ -42,14 +42,20 @@ from manyscope.training.together import any_process, check_same_step
 _LINE_EVERY_S = 10.0
 
 
-def fit(data: TrainingData, network: nn.Module, train: TrainSettings, run: TrainingRun) -> None:
+def fit(data: TrainingData, network: nn.Module, train: TrainSettings, run: TrainingRun | RunPart) -> None:
     """Train a network; leaves the weights with the lowest validation loss in `run.best`.
+
+    One without parameters that learn is done at once.
 
     Raises:
         StoppedError: SIGTERM or SIGUSR1 came; the checkpoint to continue from is written.
         CheckpointError: the checkpoint to continue from is of another model.
         ManyscopeError: the network has no losses, the loss is not finite, or processes are missing.
     """
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        if is_first_process():
+            _without_learning(data, network, train, run)
+        return
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # its own use of a renamed class
     repeatable()
@@ -108,6 +114,18 @@ def fit(data: TrainingData, network: nn.Module, train: TrainSettings, run: Train
         raise
 
 
+def _without_learning(data: TrainingData, network: nn.Module, train: TrainSettings, run: TrainingRun | RunPart) -> None:
+    """What a training leaves, with the loss of one batch as its only value."""
+    run.begin()
+    logger.info("the model has no parameters that learn: there is nothing to train")
+    batch = data.train_batch(data.train_schedule(train.batch_size, train.seed).batch(0))
+    with torch.no_grad():
+        loss = network.eval().losses(batch)["loss"]  # type: ignore[operator]
+    run.log(0, 0.0, {"train/loss": float(loss)})
+    run.save_best(network)
+    run.checked(network, 0)
+
+
 def rounds(train: TrainSettings) -> int:
     """How many rounds a training has, each with a check at its end."""
     return max(1, round(train.epochs / train.check_every_epochs))
@@ -120,7 +138,9 @@ class Training(lightning.LightningModule):
         network: answers `losses(batch)` with a scalar under "loss"; other scalars are recorded as they are.
     """
 
-    def __init__(self, network: nn.Module, data: TrainingData, settings: TrainSettings, run: TrainingRun) -> None:
+    def __init__(
+        self, network: nn.Module, data: TrainingData, settings: TrainSettings, run: TrainingRun | RunPart
+    ) -> None:
         super().__init__()
         if not callable(getattr(network, "losses", None)):
             raise ManyscopeError(
@@ -237,6 +257,7 @@ class Training(lightning.LightningModule):
                 self.trainer.save_checkpoint(partial)
         else:
             self.trainer.save_checkpoint(last)  # takes part and writes nothing
+        self._any(False)  # nobody goes on before the file is in its place
         self._kept = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -256,7 +277,8 @@ class Training(lightning.LightningModule):
     # -------------------------------------------------------------------------------------------- optimisation
     def configure_optimizers(self) -> Any:
         s = self._settings
-        optimizer = build_optimizer(self.network.parameters(), s)
+        groups = getattr(self.network, "parameter_groups", None)
+        optimizer = build_optimizer(groups(s.lr) if groups else self.network.parameters(), s)
 
         def factor(step: int) -> float:
             return rate_factor(s, step, self.steps)

@@ -14,9 +14,13 @@ class Means:
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._weight = 0.0
+        self._weight: float | torch.Tensor = 0.0
 
-    def add(self, values: Mapping[str, torch.Tensor], weight: float) -> None:
+    def add(self, values: Mapping[str, torch.Tensor], samples: int) -> None:
+        """Add means over samples; a value "weight" says for which share of them they stand, such as those of known
+        class."""
+        weight = samples * values.get("weight", torch.ones(())).detach().double()
+        values = {name: value for name, value in values.items() if name != "weight"}
         for name, value in values.items():
             part = value.detach().double() * weight
             self._sums[name] = self._sums[name] + part if name in self._sums else part
@@ -33,7 +37,7 @@ class Means:
         """The weighted sums over all processes by name, and the sum of the weights under an empty name."""
         names = sorted(self._sums)
         total = torch.stack(
-            [*(self._sums[n] for n in names), torch.tensor(self._weight, dtype=torch.float64, device=module.device)]
+            [*(self._sums[n] for n in names), torch.as_tensor(self._weight, dtype=torch.float64, device=module.device)]
         )
         if module.trainer.world_size > 1:
             torch.distributed.all_reduce(total)

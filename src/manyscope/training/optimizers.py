@@ -11,31 +11,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from manyscope.errors import ManyscopeError
-from manyscope.registry import Registry
 from manyscope.settings.sections import TrainSettings
+from manyscope.training.choices import OPTIMIZERS, schedule_factors
 
-OPTIMIZERS = Registry(
-    "optimizer",
-    {
-        "adamw": "torch.optim:AdamW",
-        "adam": "torch.optim:Adam",
-        "sgd": "torch.optim:SGD",
-        "rmsprop": "torch.optim:RMSprop",
-        "muon": "manyscope.training.optimizers:MuonAdamW",
-    },
-)
 _SMALLEST_SIDE = 16  # below, a matrix is an input or output of few numbers rather than a map between features
 
 
-def build_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> Optimizer:
+def build_optimizer(parameters: Iterable[Tensor | dict[str, Any]], settings: TrainSettings) -> Optimizer:
     """The optimiser that the settings name, over those of the parameters that learn.
+
+    Args:
+        parameters: or groups of them, as torch takes them, with rates of their own.
 
     Raises:
         ManyscopeError: the optimiser is unknown or refuses its arguments.
     """
     arguments = {"lr": settings.lr, "weight_decay": settings.weight_decay, **settings.optimizer_args}
     try:
-        return OPTIMIZERS.find(settings.optimizer)([p for p in parameters if p.requires_grad], **arguments)
+        learning = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
+        return OPTIMIZERS.find(settings.optimizer)(learning, **arguments)
     except (TypeError, ValueError) as error:
         raise ManyscopeError(
             f"optimizer {settings.optimizer!r} refuses its arguments ({error})", place="train.optimizer_args"
@@ -43,10 +37,17 @@ def build_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> Op
 
 
 def rate_factor(settings: TrainSettings, step: int, steps: int) -> float:
-    """The share of the peak learning rate that step `step` of `steps` takes: a linear rise, then the schedule."""
+    """The share of the peak learning rate that step `step` of `steps` takes: a linear rise, then the schedule.
+
+    Raises:
+        ManyscopeError: a schedule by import path cannot be used, see `schedule_factors`.
+    """
     warmup = max(1, round(settings.warmup_fraction * steps))
     if step < warmup:
         return (step + 1) / warmup
+    if ":" in settings.schedule:
+        factors = schedule_factors(settings, steps - warmup)
+        return factors[min(step - warmup, len(factors) - 1)]
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
     return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done}.get(settings.schedule, 1.0)
 
@@ -59,7 +60,8 @@ class MuonAdamW(Optimizer):
     that both have rates of the same order.
 
     Args:
-        params: matrices with both sides of 16 or more go to Muon.
+        params: matrices with both sides of 16 or more go to Muon; groups of them may have an `lr` of their own, by
+            which that of their matrices changes, too.
         lr: peak rate of AdamW.
         matrix_lr: peak rate of Muon, by default the same.
         weight_decay: decoupled, of both.
@@ -69,29 +71,37 @@ class MuonAdamW(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor | dict[str, Any]],
         lr: float = 1e-3,
         matrix_lr: float | None = None,
         weight_decay: float = 0.01,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
-        params = list(params)
-        matrices = [p for p in params if p.ndim == 2 and min(p.shape) >= _SMALLEST_SIDE]
-        taken = set(map(id, matrices))
-        others = [p for p in params if id(p) not in taken]
         self._parts: list[Optimizer] = []
-        if matrices:
-            rate = lr if matrix_lr is None else matrix_lr
-            self._parts.append(
-                torch.optim.Muon(
-                    matrices, lr=rate, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+        plain: list[Tensor] = []
+        groups: list[dict[str, Any]] = []
+        for given in params:
+            if isinstance(given, dict):
+                groups.append({"lr": lr, **given})
+            else:
+                plain.append(given)
+        for group in [{"params": plain, "lr": lr}] * bool(plain) + groups:
+            matrices = [p for p in group["params"] if p.ndim == 2 and min(p.shape) >= _SMALLEST_SIDE]
+            taken = set(map(id, matrices))
+            others = [p for p in group["params"] if id(p) not in taken]
+            if matrices:
+                rate = group["lr"] * (1 if matrix_lr is None else matrix_lr / lr)
+                self._parts.append(
+                    torch.optim.Muon(
+                        matrices, lr=rate, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+                    )
                 )
-            )
-        if others:
-            self._parts.append(
-                torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True)
-            )
+            if others:
+                adamw = torch.optim.AdamW(
+                    others, lr=group["lr"], weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True
+                )
+                self._parts.append(adamw)
         super().__init__([group for part in self._parts for group in part.param_groups], {})
 
     @overload

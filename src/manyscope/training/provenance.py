@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ _PACKAGES = (
     "chromadb",
     "micro-sam",
     "torch-em",
+    "transformers",
+    "peft",
 )
 
 
@@ -48,10 +51,10 @@ def git_state() -> dict[str, Any]:
     return {"commit": commit, "changed": bool(changed) if changed is not None else None}
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

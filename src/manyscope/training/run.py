@@ -131,8 +131,14 @@ class TrainingRun:
     def _ended(self) -> Path:
         return self.folder / "ended.json"
 
+    def part(self, name: str, first_step: int, first_epoch: float) -> RunPart:
+        """A training within this one, which has gone so far when it begins; its curves are called `name`/…"""
+        return RunPart(self, name, first_step, first_epoch)
+
     def begin(self, step: int | None = None) -> None:
         """Open history and tracker; `step` is the step of the checkpoint that training continues from."""
+        if self._tracker:  # another part of the same training
+            return
         self.continued_from = step
         if step is None:
             logger.info("training starts")
@@ -249,6 +255,47 @@ class TrainingRun:
         elif self._paths.resume.exists():
             self._paths.resume.rename(gone)  # at once, so that a kill leaves all of it or nothing
         shutil.rmtree(gone, ignore_errors=True)
+
+
+class RunPart:
+    """One of several trainings that make up a run, each with its own checkpoints.
+
+    Attributes:
+        folder: where `fit` keeps whatever it needs to continue.
+    """
+
+    def __init__(self, whole: TrainingRun, name: str, first_step: int, first_epoch: float) -> None:
+        self._whole, self._name, self._first_step, self._first_epoch = whole, name, first_step, first_epoch
+        self.folder = whole.folder / name
+        self.folder.mkdir(exist_ok=True)
+
+    @property
+    def place(self) -> Path:
+        """As of the whole run."""
+        return self._whole.place
+
+    @property
+    def best(self) -> Path:
+        """The best weights of this part so far."""
+        return self.folder / "best.ckpt"
+
+    def begin(self, step: int | None = None) -> None:
+        """See `TrainingRun.begin`; the step is this part's own."""
+        done = self._first_step + (step or 0)
+        self._whole.begin(done or None)
+
+    def log(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """See `TrainingRun.log`."""
+        named = {f"{self._name}/{key}": value for key, value in values.items()}
+        self._whole.log(self._first_step + step, self._first_epoch + epoch, named)
+
+    def save_best(self, module: nn.Module) -> None:
+        """Keep these weights as the best of this part so far."""
+        checkpoints.save_weights(self.best, module, self._whole.scope, self._whole.model)
+
+    def checked(self, module: nn.Module, step: int) -> None:
+        """See `TrainingRun.checked`."""
+        self._whole.checked(module, self._first_step + step)
 
 
 def _start(experiment: str | None, paths: ExperimentPaths) -> tuple[Path | None, str | None]:

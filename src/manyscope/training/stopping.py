@@ -12,6 +12,7 @@ from types import FrameType
 from manyscope.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_requests: list[StopRequest] = []
 
 
 class StopRequest:
@@ -29,10 +30,15 @@ class StopRequest:
     def name(self) -> str:
         return signal.Signals(self.signal).name if self.signal else "a signal to another process"
 
-    def error(self, step: int, steps: int, place: Path) -> StoppedError:
-        """To be raised once the checkpoint is written."""
+    def error(self, step: int, steps: int | None, place: Path) -> StoppedError:
+        """To be raised once the checkpoint is written.
+
+        Args:
+            steps: of the whole training, where that is known.
+        """
+        of_all = f" of {steps}" if steps else ""
         return StoppedError(
-            f"{self.name} stopped the training at step {step} of {steps}; the checkpoint is written",
+            f"{self.name} stopped the training at step {step}{of_all}; the checkpoint is written",
             place=place,
             remedy="the same command continues",
         )
@@ -49,13 +55,18 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """A request that is listened to inside the block; afterwards the signals do what they did before."""
+    """A request that is listened to inside the block; afterwards the signals do what they did before. Inside of another
+    such block, that one's request hears of them, too."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     request = StopRequest()
     request.listen()
+    _requests.append(request)
     try:
         yield request
     finally:
+        _requests.pop()
+        if _requests and request.signal:
+            _requests[-1].signal = request.signal
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)

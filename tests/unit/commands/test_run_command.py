@@ -17,6 +17,8 @@ import pytest
 from manyscope.commands import run as run_command
 from manyscope.commands.run import run_workflow
 from manyscope.errors import BusyError, ManyscopeError, SettingsError
+from manyscope.settings.paths import ExperimentPaths
+from manyscope.tables.freshness import newer_source
 from manyscope.tables.whole import sole_worker
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -154,6 +156,18 @@ def test_jobs_take_turns_only_where_there_is_a_gpu(
 def test_further_arguments_come_last(snakemake: FakeSnakemake, printed: list[Path | None]) -> None:
     start(cores=2, snakemake=("--forcerun", "umap"))
     assert snakemake.started[0][-2:] == ["--forcerun", "umap"]
+
+
+def test_a_stage_to_end_with_and_another_folder_of_results(
+    snakemake: FakeSnakemake, printed: list[Path | None]
+) -> None:
+    assert run_workflow(
+        ("galaxies",), "workflow_profiles/local", None, (), Path("config/config.yaml"), True, (), "gather", Path("else")
+    ) == 0  # fmt: skip
+    (command,) = snakemake.started  # and no report
+    assert after(command, "--until") == ["gather"]
+    assert chosen(command)["results"] == "else"
+    assert printed == []
 
 
 def test_the_report_is_a_second_command_and_is_named_at_the_end(
@@ -352,3 +366,21 @@ def test_lines_come_while_snakemake_still_runs(
 
     snakemake.meanwhile = work
     assert start() == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "noted"),
+    [(0, (), True), (1, (), False), (0, ("results/galaxies/train/model.ckpt",), False)],
+)
+def test_a_run_that_ends_well_notes_what_is_older_and_yet_right(
+    code: int, arguments: tuple[str, ...], noted: bool, snakemake: FakeSnakemake, printed: list[Path | None]
+) -> None:
+    paths = ExperimentPaths.of("made", "galaxies")
+    for moment, file in enumerate((paths.predictions, paths.model)):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"")
+        os.utime(file, (moment, moment))
+    assert newer_source(paths, "infer") == paths.model
+    snakemake.codes = [code]
+    start("galaxies", snakemake=arguments)
+    assert (newer_source(paths, "infer") is None) == noted

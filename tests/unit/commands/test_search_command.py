@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from manyscope.cli import main
 from manyscope.settings import load_experiment
 from manyscope.settings.paths import ExperimentPaths
 from manyscope.settings.sections import ExperimentSettings
+from manyscope.tables.freshness import confirm
 from manyscope.tables.parquet import write_table
 
 OBJECTS, DIMENSIONS = 60, 5
@@ -92,6 +95,24 @@ def test_neighbours_of_a_vector(results: Path, project: Path) -> None:
         assert found[0]["object_id"] == IDS[3]
 
 
+def test_several_queries_and_filters(results: Path, project: Path) -> None:
+    found = rows(results, "--id", IDS[7], "--id", IDS[2], "-k", "4", "--where", "size >= 10", "--where", "score < 5")
+    for query in (7, 2):
+        nearest = [name for name in exact(VECTORS[query], without=query)[0] if 10 <= int(name[-2:]) < 50]
+        assert [row["object_id"] for row in found if row["query"] == IDS[query]] == nearest[:4]
+    np.save(project / "v.npy", VECTORS[[4, 9]])
+    found = rows(results, "--vector", "v.npy", "-k", "1")
+    assert [(row["query"], row["object_id"]) for row in found] == [(0, IDS[4]), (1, IDS[9])]
+    assert rows(results, "--id", IDS[7], "--where", "split = 'unlabelled'") == []
+
+
+def test_an_index_that_was_moved_aside_is_put_back(results: Path) -> None:
+    paths = ExperimentPaths.of(results, "one")
+    paths.index.rename(paths.root / ".index.old")
+    assert len(rows(results, "--id", IDS[0])) == 10
+    assert not (paths.root / ".index.old").exists()
+
+
 def test_table_for_people(results: Path) -> None:
     done = search(results, "--id", IDS[7], "-k", "30")
     assert done.exit_code == 0
@@ -128,16 +149,22 @@ def test_nothing_is_where_no_workflow_file_is(project: Path) -> None:
         (["--id", IDS[0], "-k", "0"], 3, "0 neighbours were asked for"),
         (["--vector", "absent.npy"], 3, "absent.npy: not a readable vector"),
         (["--vector", "text.npy"], 3, "text.npy: not a readable vector"),
+        (["--vector", "empty.npy"], 3, "empty.npy: not a readable vector"),
+        (["--vector", "several.npz"], 3, "several.npz: an archive of several arrays"),
         (["--vector", "short.npy"], 3, "the query has 3 dimensions, the index 5"),
-        (["--vector", "table.npy"], 3, "has shape (2, 5)"),
-        (["--vector", "words.npy"], 3, "allowed: one vector of numbers"),
+        (["--vector", "cube.npy"], 3, "has shape (2, 5, 1)"),
+        (["--vector", "words.npy"], 3, "allowed: a vector of numbers, or a table of which each row is one"),
+        (["--id", IDS[0], "--where", "sise > 3"], 3, "column 'sise' is unknown; allowed: size, score, split, group"),
+        (["--id", IDS[0], "--where", "size > big"], 3, "column 'size' holds numbers, found big"),
         (["--vector", "nan.npy"], 3, "not finite"),
     ],
 )
 def test_one_clear_line(results: Path, project: Path, arguments: list[str], code: int, message: str) -> None:
     (project / "text.npy").write_text("1 2 3")
+    (project / "empty.npy").write_bytes(b"")
+    np.savez(project / "several.npz", np.zeros(5))
     np.save(project / "short.npy", np.zeros(3))
-    np.save(project / "table.npy", np.zeros((2, 5)))
+    np.save(project / "cube.npy", np.zeros((2, 5, 1)))
     np.save(project / "words.npy", np.array(["a", "b"]))
     np.save(project / "nan.npy", np.full(5, np.nan))
     done = search(results, *arguments)
@@ -186,3 +213,51 @@ def test_a_scope_that_embeds_no_text_says_so(results: Path, project: Path, monke
     done = search(results, "--text", "a ring")
     assert done.exit_code == 1
     assert done.output == "error: scope 'silent' cannot search by image or text; use --id or --vector\n"
+
+
+@pytest.fixture
+def own(results: Path, tmp_path: Path) -> ExperimentPaths:
+    """A copy whose files are as old as one likes."""
+    shutil.copytree(results, tmp_path / "own")
+    return ExperimentPaths.of(tmp_path / "own", "one")
+
+
+def age(*files: Path) -> None:
+    """As if these files had been written in this order."""
+    for moment, file in enumerate(files):
+        os.utime(file, (10**9 + moment, 10**9 + moment))
+
+
+def test_an_index_that_is_older_than_the_predictions_is_refused_until_a_run_finds_it_right(
+    own: ExperimentPaths,
+) -> None:
+    age(own.audit, own.predictions)
+    done = search(own.root.parent, "--id", IDS[0])
+    assert (done.exit_code, done.output.count("\n")) == (3, 1)
+    assert "the index is older than the predictions; manyscope run one" in done.output
+    confirm(own, "umap")
+    assert search(own.root.parent, "--id", IDS[0]).exit_code == 3
+    confirm(own)  # as Snakemake finds where the predictions were made again with the same bytes
+    assert len(rows(own.root.parent, "--id", IDS[0])) == 10
+    age(own.audit, own.samples, own.predictions)
+    assert search(own.root.parent, "--id", IDS[0]).exit_code == 3
+
+
+@pytest.mark.parametrize("option", ["--image", "--text"])
+def test_no_query_is_embedded_by_a_newer_model_than_that_of_the_objects(
+    option: str, own: ExperimentPaths, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manyscope.commands import search as command
+
+    monkeypatch.setattr(command, "_embed", lambda *_: VECTORS[11])
+    own.model.parent.mkdir()
+    own.model.write_bytes(b"of another training")
+    age(own.predictions, own.audit, own.model)
+    done = search(own.root.parent, option, "what.png")
+    assert (done.exit_code, done.output.count("\n")) == (3, 1)
+    assert "older than the model that would embed the query; manyscope run one" in done.output
+    assert len(rows(own.root.parent, "--id", IDS[0])) == 10  # of the objects' own vectors
+    confirm(own, "train")
+    assert search(own.root.parent, option, "what.png").exit_code == 3
+    confirm(own, "index")
+    assert rows(own.root.parent, option, "what.png", "-k", "1")[0]["object_id"] == IDS[11]

@@ -21,7 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manyscope.data import fetching
-from manyscope.data.fetching import checksum_of, fetch
+from manyscope.data.fetching import (
+    BrokenConnectionError,
+    FetchError,
+    InterruptedTransferError,
+    RefusedFileError,
+    SilentHostError,
+    Traffic,
+    checksum_of,
+    fetch,
+)
 from manyscope.errors import DataError, MissingDependencyError
 
 BODY = np.random.default_rng(0).bytes(300_000)
@@ -176,6 +185,8 @@ def refused(server: Server, target: Path, checksum: str = CHECKSUM) -> str:
     with pytest.raises(DataError) as caught:
         fetch(server.address, target, checksum, "run it elsewhere")
     text = str(caught.value)
+    final = "HTTP" in text.split(" tries, ")[0] or "twice" in text
+    assert type(caught.value) is (RefusedFileError if final else FetchError)
     assert text.startswith(f"{target}: cannot be fetched from {server.address} (")
     assert text.endswith("); run it elsewhere")
     assert "\n" not in text
@@ -250,6 +261,55 @@ def test_server_that_falls_silent(server: Server, target: Path, monkeypatch: pyt
         awake.set()
     assert target.read_bytes() == BODY
     assert server.ranges == [None, "bytes=131072-"]
+
+
+def test_server_that_sends_byte_by_byte(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is alive in name only is given up, and the next goes on."""
+    monkeypatch.setattr(fetching, "_TIMEOUT_S", 0.2)
+
+    def trickle(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(BODY)))
+        handler.end_headers()
+        for byte in BODY[:60]:
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    server.answers[:] = [trickle]
+    fetch(server.address, target, CHECKSUM)
+    assert target.read_bytes() == BODY
+    assert len(server.ranges) == 2
+    assert 0 < int(str(server.ranges[1]).removeprefix("bytes=").removesuffix("-")) < 60
+
+
+def test_traffic_is_counted(server: Server, target: Path, waits: list[float]) -> None:
+    traffic = Traffic()
+    server.answers[:] = [serve(cut=1000)]
+    waited: list[float] = []
+    traffic.sleep = waited.append  # type: ignore[method-assign]
+    fetch(server.address, target, CHECKSUM, traffic=traffic)
+    assert (traffic.requests, traffic.bytes_in, traffic.bytes_out) == (2, 300_000, 0)
+    assert traffic.request_s > 0
+    assert traffic.response_s > 0
+    assert (waited, waits) == ([1], [])
+
+
+def test_traffic_that_is_ended(server: Server, target: Path) -> None:
+    """What has arrived is kept; nobody waits out a pause."""
+    traffic = Traffic()
+
+    def end(handler: Handler) -> None:
+        traffic.end()
+        status(503, Retry_After="100")(handler)
+
+    server.answers[:] = [serve(cut=1000), end]
+    traffic.count()
+    Traffic.sleep(traffic, 0)
+    with pytest.raises(InterruptedTransferError):
+        fetch(server.address, target, CHECKSUM, traffic=traffic)
+    assert arriving(target).read_bytes() == BODY[:1000]
+    assert not target.exists()
 
 
 def test_patience_lasts_while_bytes_arrive(server: Server, target: Path, waits: list[float]) -> None:
@@ -381,6 +441,78 @@ def test_certificate_that_does_not_hold(target: Path, monkeypatch: pytest.Monkey
     with pytest.raises(DataError, match="self-signed certificate"):
         fetch("https://127.0.0.1/net", target, CHECKSUM)
     assert not waits
+
+
+# ----------------------------------------------------------------------------------------------- without a checksum
+def elsewhere(handler: Handler) -> None:
+    """A part that is not the one that was asked for."""
+    handler.send_response(206)
+    handler.send_header("Content-Range", "bytes 5-299999/300000")
+    handler.send_header("Content-Length", "299995")
+    handler.end_headers()
+    handler.wfile.write(BODY[5:])
+
+
+@pytest.mark.parametrize(
+    ("answers", "ranges"),
+    [
+        ([], [None]),
+        ([serve(cut=1000), serve(cut=70_000)], [None, "bytes=1000-", "bytes=71000-"]),
+        ([chunked()], [None]),
+        ([until_closed()], [None]),
+        ([chunked(cut=65_536), chunked()], [None, "bytes=65536-"]),
+        ([serve(cut=1000), elsewhere], [None, "bytes=1000-", None]),
+        ([status(503)], [None, None]),
+    ],
+)
+def test_length_decides(answers: list[Answer], ranges: list[str | None], server: Server, target: Path) -> None:
+    """What an earlier call left may be of another file."""
+    target.parent.mkdir()
+    arriving(target).write_bytes(WRONG[:500])
+    server.answers[:] = answers
+    fetch(server.address, target, None)
+    assert target.read_bytes() == BODY
+    assert server.ranges == ranges
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_length_is_never_reached(server: Server, target: Path) -> None:
+    server.answers[:] = [serve(length=400_000)] * 20
+    with pytest.raises(
+        DataError, match=r"tries, the last: the (server has nothing after|connection ended after) 300,000"
+    ):
+        fetch(server.address, target, None)
+    assert not target.exists()
+
+
+def test_silence_is_an_error_of_its_own(server: Server, target: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(SilentHostError):
+            fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/net", target, None)
+    server.answers[:] = [hang_up] * 20
+    with pytest.raises(DataError) as caught:
+        fetch(server.address, target, None)
+    assert not isinstance(caught.value, SilentHostError)
+
+
+@pytest.mark.parametrize("waits_s", [(), (3,), (3, 5)])
+def test_as_many_tries_as_waits_and_one(
+    server: Server, target: Path, waits: list[float], waits_s: tuple[float, ...]
+) -> None:
+    """Whether or not there is anybody; and what is known of whoever there is."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(SilentHostError, match=f"{len(waits_s) + 1} tries") as caught:
+            fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/net", target, None, waits_s=waits_s)
+    causes = [caught.value.__cause__]
+    for answer in (status(503), hang_up, status(429)):
+        server.answers[:] = [answer] * 20
+        with pytest.raises(DataError, match=f"{len(waits_s) + 1} tries") as found:
+            fetch(server.address, target, None, waits_s=waits_s)
+        causes.append(found.value.__cause__)
+    assert [cause.able for cause in causes if isinstance(cause, BrokenConnectionError)] == [False, False, False, True]
+    assert waits == list(waits_s) * 4
 
 
 # ------------------------------------------------------------------------------------------------------ checksums

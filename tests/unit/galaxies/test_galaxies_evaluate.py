@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,12 +16,14 @@ from hypothesis import strategies as st
 
 from manyscope.errors import DataError
 from manyscope.scopes.base import Evaluation
-from manyscope.scopes.galaxies.data.stamps import StampData
-from manyscope.scopes.galaxies.evaluate import _auroc, _r2, _vote, evaluate
+from manyscope.scopes.galaxies.data.stamps import FEATURE, StampData
+from manyscope.scopes.galaxies.evaluate import _auroc, _kinds, _r2, _vote, baselines, evaluate
 from manyscope.scopes.galaxies.evaluate.baselines import Contender, pca
+from manyscope.scopes.galaxies.evaluate.measured import measured
 from manyscope.scopes.galaxies.settings import GalaxiesEvaluate, GalaxiesModel
 from manyscope.settings.sections import GatherSettings
 from manyscope.tables.metrics import Metric
+from manyscope.tables.parquet import write_table
 
 MODEL = GalaxiesModel(name="invariant", args={"channels": 4, "latent": 16, "tied": 8})
 GATHER = GatherSettings()
@@ -96,12 +102,13 @@ def test_every_metric_stands_beside_every_baseline(data: StampData, judged: Judg
         "class_accuracy": {"pca", "untrained", "rings"},
         "property_r2": {"pca", "untrained", "rings"},
         "anomaly_auroc": {"pca", "untrained", "rings"},
+        "anomaly_recall": {"pca", "untrained", "rings"},
         "reconstruction_psnr": {"pca", "untrained"},
     }
     span = np.ptp(data.images(data.train_rows[:1000]))
     assert row(found, "reconstruction_psnr").value == pytest.approx(10 * np.log10(span**2 / 0.01))
     assert found.figures.keys() == found.captions.keys()
-    assert {"properties", "classes", "anomalies", "strangers", "neighbours"} <= found.figures.keys()
+    assert {"properties", "classes", "anomalies", "recall", "strangers", "neighbours"} <= found.figures.keys()
     assert found.headline in beside
 
 
@@ -125,13 +132,55 @@ def test_predictions_of_other_samples_are_refused(data: StampData) -> None:
         evaluate(MODEL, SETTINGS, GATHER, data, data.samples, predictions)
 
 
-def test_nothing_to_judge_by_is_an_error(data: StampData) -> None:
+@pytest.fixture
+def bare(prepared: Path, tmp_path: Path) -> StampData:
+    """The same stamps, of which nothing is known."""
+    shutil.copytree(prepared, tmp_path / "bare")
+    meta = json.loads((tmp_path / "bare/stamps.json").read_text())
+    (tmp_path / "bare/stamps.json").write_text(json.dumps({**meta, "classes": []}))
+    samples = pl.read_parquet(prepared / "samples.parquet").select("sample_id", "group", "split")
+    write_table(tmp_path / "bare/samples.parquet", samples)
+    return StampData(tmp_path / "bare")
+
+
+def predictions_of(data: StampData, latent: np.ndarray) -> pl.DataFrame:
     ids = data.samples["sample_id"].to_list()
-    latent = np.random.default_rng(0).normal(size=(240, 2)).astype(np.float32)
-    predictions = pl.DataFrame({"object_id": ids, "sample_id": ids, "embedding": latent})
-    bare = data.samples.select("sample_id", "group", "split")
-    with pytest.raises(DataError, match="nothing to judge"):
-        evaluate(MODEL, SETTINGS, GATHER, data, bare, predictions)
+    return pl.DataFrame({"object_id": ids, "sample_id": ids, "embedding": latent.astype(np.float32)})
+
+
+def test_stamps_of_which_nothing_is_known_are_measured(bare: StampData) -> None:
+    size = np.log10(measured(bare, np.arange(240))["measured_radius"].to_numpy())
+    found = evaluate(MODEL, SETTINGS, GATHER, bare, bare.samples, predictions_of(bare, np.stack([size, size], 1)))
+    assert found.headline == "property_r2"
+    assert row(found, "property_r2", "measured_radius").value > 0.95
+    assert {m.group for m in found.metrics} == {"measured_flux", "measured_radius", "measured_colour"}
+
+
+def test_features_of_which_nothing_is_known_cannot_be_judged(bare: StampData) -> None:
+    bare.unit = FEATURE
+    latent = np.random.default_rng(0).normal(size=(240, 2))
+    with pytest.raises(DataError, match=r"nothing to judge.*evaluate\.properties"):
+        evaluate(MODEL, SETTINGS, GATHER, bare, bare.samples, predictions_of(bare, latent))
+
+
+def test_objects_of_unknown_class_neither_vote_nor_are_judged(data: StampData) -> None:
+    hidden = data.samples.with_row_index().with_columns(
+        pl.when(pl.col("index") % 2 == 0).then(None).otherwise(pl.col("class")).alias("class")
+    )
+    data.samples = hidden.drop("index")
+    latent = np.eye(5)[codes(hidden["class"].fill_null("disc"))]
+    accuracy = row(
+        evaluate(MODEL, SETTINGS, GATHER, data, data.samples, predictions_of(data, latent)), "class_accuracy"
+    )
+    assert accuracy.value == 1
+    assert accuracy.n == hidden.filter(pl.col("class").is_not_null(), split="test", anomaly="none").height
+
+
+def test_what_a_network_itself_tells_is_judged_beside_the_votes_of_neighbours(data: StampData, judged: Judged) -> None:
+    names, latent = data.samples["class"].to_numpy(), np.random.default_rng(0).normal(size=(240, 8))
+    own = row(judged(latent, predicted_class=names), "classifier_accuracy")
+    assert own.value == 1
+    assert own.ahead is True
 
 
 def test_pca_learns_from_training_images_only_and_more_components_see_more(data: StampData) -> None:
@@ -144,6 +193,126 @@ def test_pca_learns_from_training_images_only_and_more_components_see_more(data:
     exact = np.linalg.svd(pixels - pixels.mean(0), full_matrices=False)[1][:4]
     np.testing.assert_allclose(np.linalg.norm(few.train, axis=0), exact, rtol=1e-2)
     assert set(few.outliers) == {"outlier_knn", "outlier_lof", "error", "peak"}
+
+
+class Asked:
+    """Images, and how many were asked for at once."""
+
+    def __init__(self, data: StampData) -> None:
+        self.data, self.shape, self.counts = data, data.shape, list[int]()
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        self.counts.append(len(rows))
+        return self.data.images(rows)
+
+
+def test_pca_in_pieces_is_the_same(data: StampData, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = data.rows("train"), data.rows("test")
+    whole = pca(SETTINGS, GATHER, data, train, test, 4, {})
+    monkeypatch.setattr(baselines, "_PIECE", 20 * np.prod(data.shape))
+    asked: Any = Asked(data)
+    parts = pca(SETTINGS, GATHER, asked, train, test, 4, {})
+    assert max(asked.counts) == 20
+    np.testing.assert_allclose(parts.train, whole.train, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(parts.test, whole.test, rtol=1e-3, atol=1e-4)
+    for name, values in whole.outliers.items():
+        np.testing.assert_allclose(parts.outliers[name], values, rtol=1e-3)
+
+
+def test_pca_of_more_than_memory_holds_learns_from_some(data: StampData, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = data.rows("train"), data.rows("test")
+    monkeypatch.setattr(baselines, "_FITTED", 50 * np.prod(data.shape))
+    asked: Any = Asked(data)
+    some, again = (pca(SETTINGS, GATHER, asked, train, test, 4, {}) for _ in range(2))
+    assert asked.counts == 2 * [50, len(train) + len(test)]
+    np.testing.assert_array_equal(some.test, again.test)
+    assert some.train.shape == (len(train), 4)
+    assert np.isfinite(some.train).all()
+
+
+# ------------------------------------------------------------------------------------------------ columns of a user's
+def with_column(data: StampData, values: pl.Series) -> StampData:
+    data.samples = data.samples.with_columns(values)
+    return data
+
+
+def judged_strangers(data: StampData) -> Evaluation:
+    rng = np.random.default_rng(0)
+    predictions = predictions_of(data, rng.normal(size=(240, 4)))
+    predictions = predictions.with_columns(outlier_knn=(np.arange(240) % 3 == 0) + rng.random(240) * 0.1)
+    return evaluate(MODEL, SETTINGS, GATHER, data, data.samples, predictions)
+
+
+def every_third(odd: object, other: object) -> list[Any]:
+    """`odd` for each third sample, else `other`, and null for some."""
+    return [None if i % 5 == 1 else odd if i % 3 == 0 else other for i in range(240)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series("anomaly", every_third("merger", "none")),
+        pl.Series("anomaly", every_third(True, False)),
+    ],
+    ids=["text", "booleans"],
+)
+def test_of_anomalies_only_those_that_are_known_count(data: StampData, column: pl.Series) -> None:
+    found = judged_strangers(with_column(data, column))
+    known = data.samples.filter(pl.col("anomaly").is_not_null(), split="test")
+    assert column.null_count()
+    auroc = row(found, "anomaly_auroc")
+    assert (auroc.value, auroc.n) == (1, len(known))
+    kind = "merger" if column.dtype != pl.Boolean else "anomaly"
+    assert row(found, "anomaly_recall", f"{kind}, top 10%").n == len(known)
+    odd = (known["anomaly"].cast(pl.String) != ("none" if column.dtype != pl.Boolean else "false")).sum()
+    normal = data.samples.filter(split="test").height - odd  # of unknown ones nothing says that they are strange
+    assert row(found, "class_accuracy").n == normal
+    titles = {axis.get_title("center").split(": ")[-1].split("\n")[0] for axis in found.figures["strangers"].axes}
+    assert titles <= {kind, "unknown", ""}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pl.Series(["none", "ring", None]), ["none", "ring", None]),
+        (pl.Series(["none", "ring", None], dtype=pl.Categorical), ["none", "ring", None]),
+        (pl.Series([False, True, None]), ["none", "anomaly", None]),
+        (pl.Series([True, True]), None),
+        (pl.Series([0, 1, None]), None),
+        (pl.Series([0.3, 0.9]), None),
+        (pl.Series(["yes", "no"]), None),
+        (pl.Series([None, None]), None),
+    ],
+)
+def test_kinds_of_anomalies(values: pl.Series, expected: list[str | None] | None) -> None:
+    found = _kinds(pl.DataFrame({"anomaly": values}))
+    assert (found if found is None else found.to_list()) == expected
+    assert _kinds(pl.DataFrame({"other": values})) is None
+
+
+def test_a_column_of_that_name_that_means_something_else_is_not_judged(data: StampData) -> None:
+    found = judged_strangers(with_column(data, pl.Series("anomaly", np.linspace(0, 1, 240))))
+    assert {m.name for m in found.metrics} == {"class_accuracy", "property_r2"}
+    assert row(found, "class_accuracy").n == data.samples.filter(split="test").height
+    assert not {"anomalies", "recall"} & found.figures.keys()
+    assert "anomaly" in found.tables["outliers.csv"].columns
+    titles = [axis.get_title("center") for axis in found.figures["strangers"].axes]
+    assert titles[0].split(": ")[1].startswith("sim-")
+
+
+@pytest.mark.parametrize("name", ["colour", "snr"])
+def test_a_property_that_is_no_number_is_left_out(data: StampData, name: str) -> None:
+    found = judged_strangers(with_column(data, pl.Series(name, ["red", "blue", None] * 80)))
+    assert {m.group for m in found.metrics if m.name == "property_r2"} == {"half_light_radius"}
+    assert "neighbours" in found.figures
+
+
+def test_measured_properties_stand_for_columns_that_are_no_numbers(bare: StampData) -> None:
+    words = pl.Series(["red", "blue"] * 120)
+    bare.samples = bare.samples.with_columns(words.alias("colour"), words.alias("measured_flux"))
+    size = np.log10(measured(bare, np.arange(240))["measured_radius"].to_numpy())
+    found = evaluate(MODEL, SETTINGS, GATHER, bare, bare.samples, predictions_of(bare, np.stack([size, size], 1)))
+    assert {m.group for m in found.metrics} == {"measured_flux", "measured_radius", "measured_colour"}
 
 
 # ---------------------------------------------------------------------------------------------------- small parts

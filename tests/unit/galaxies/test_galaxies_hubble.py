@@ -13,6 +13,7 @@ from PIL import Image
 from manyscope.errors import DataError
 from manyscope.scopes.galaxies.data.hubble import Hubble, read_photograph, subtract_sky, windowed_ellipticity
 from manyscope.scopes.galaxies.data.prepare import prepare
+from manyscope.scopes.galaxies.data.thumbnails import painter
 from manyscope.scopes.galaxies.settings import GalaxiesDownload, GalaxiesPreprocess
 
 NAME = "hubble_deep_field.jpg"
@@ -46,6 +47,19 @@ def test_download_copies_the_bundled_file_once(tmp_path: Path) -> None:
     copy.write_bytes(b"cut short")
     list(Hubble().download(GalaxiesDownload(), tmp_path))
     assert copy.stat().st_size == bundled.stat().st_size
+
+
+def test_a_source_is_shown_as_it_is_in_the_photograph(tmp_path: Path) -> None:
+    photograph(tmp_path / NAME, [(60.0, 60.0, 3.0, 1.0, 1.0), (66.0, 50.0, 2.0, 1.0, 1.0)])  # one up and to the right
+    cutouts = Hubble().cut(SETTINGS, tmp_path, MANIFEST)
+    stamps = next(iter(cutouts.chunks))
+    paint = painter(cutouts.unit, stamps, cutouts.top_down)
+    assert paint is not None
+    x, y = (round(place) for place in cutouts.table.select("x_px", "y_px").row(0))
+    expected = read_photograph(tmp_path / NAME).mean(0)[y - 16 : y + 16, x - 16 : x + 16]
+    shown = paint(stamps[0]).mean(2)
+    likeness = [np.corrcoef(one.ravel(), expected.ravel())[0, 1] for one in (shown, shown[::-1])]
+    assert likeness[0] > 0.7 > likeness[1] + 0.1
 
 
 def test_measurements_of_known_sources(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 
 from manyscope.errors import DataError, ManyscopeError, SettingsError
 from manyscope.scopes.galaxies.data.stamps import StampData
-from manyscope.scopes.galaxies.model import asymmetry, build_model, describe
+from manyscope.scopes.galaxies.model import asymmetry, build_model, describe, new_model
 from manyscope.scopes.galaxies.model.autoencoder import Autoencoder
 from manyscope.scopes.galaxies.model.invariant import Invariant, nt_xent
 from manyscope.scopes.galaxies.model.rings import Rings, Whitening
 from manyscope.scopes.galaxies.model.views import Views, warp
-from manyscope.scopes.galaxies.settings import GalaxiesModel
+from manyscope.scopes.galaxies.scope import Galaxies
+from manyscope.scopes.galaxies.settings import GalaxiesModel, GalaxiesSettings
 from manyscope.tables.predictions import shard_of
+from manyscope.training.checkpoints import save_weights
 
 SMALL = {"channels": 4, "latent": 16, "tied": 8}
 
@@ -163,7 +166,7 @@ def test_nt_xent_is_its_definition() -> None:
 
 def small(data: StampData, seed: int = 0) -> Invariant:
     torch.manual_seed(seed)
-    model = build_model(GalaxiesModel(name="invariant", args=SMALL), data)
+    model = new_model(GalaxiesModel(name="invariant", args=SMALL), data)
     assert isinstance(model, Invariant)
     return model
 
@@ -212,8 +215,60 @@ def test_the_tied_numbers_are_learned_from_the_undisturbed_stamp(data: StampData
 def test_only_training_stamps_make_the_whitening(data: StampData, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     monkeypatch.setattr(Invariant, "adapt", lambda self, stamps, transforms: seen.append(stamps))
-    build_model(GalaxiesModel(name="invariant", args=SMALL), data)
+    new_model(GalaxiesModel(name="invariant", args=SMALL), data)
     np.testing.assert_array_equal(seen[0].numpy(), data.stamps[data.train_rows])
+
+
+def test_of_many_or_large_stamps_some_make_the_whitening(data: StampData, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(Invariant, "adapt", lambda self, stamps, transforms: seen.append(stamps))
+    monkeypatch.setattr("manyscope.scopes.galaxies.model._ADAPT_NUMBERS", 7 * data.stamps[0].size + 1)
+    new_model(GalaxiesModel(name="invariant", args=SMALL), data)
+    monkeypatch.setattr("manyscope.scopes.galaxies.model._ADAPT_STAMPS", 3)
+    new_model(GalaxiesModel(name="invariant", args=SMALL), data)
+    assert [len(stamps) for stamps in seen] == [7, 3]
+    rows = data.train_rows[[0, (len(data.train_rows) - 1) // 2, -1]]
+    np.testing.assert_array_equal(seen[1].numpy(), data.stamps[rows])
+
+
+def test_pieces_make_the_whitening_of_the_whole(data: StampData, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, pieces = small(data), Invariant(data.shape, **SMALL)
+    monkeypatch.setattr("manyscope.scopes.galaxies.model.invariant._ADAPT_BATCH", 5)
+    with torch.no_grad():
+        pieces.adapt(torch.from_numpy(np.ascontiguousarray(data.stamps[data.train_rows])), data.transforms)
+    assert torch.equal(whole.whitening.mean, pieces.whitening.mean)
+    assert torch.equal(whole.whitening.projection, pieces.whitening.projection)
+
+
+def test_adapting_is_for_training_and_draws_no_number(
+    data: StampData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    built: Any = build_model(GalaxiesModel(name="invariant", args=SMALL), data)
+    after = torch.rand(1)
+    adapted, again = small(data), torch.rand(1)
+    assert torch.equal(after, again)
+    different = {k for k, v in adapted.state_dict().items() if not torch.equal(v, built.state_dict()[k])}
+    assert different == {"whitening.mean", "whitening.projection"}
+    assert torch.isfinite(built.losses(data.train_batch([0, 1]))["loss"])  # it has the transforms
+
+    # Where weights are loaded, nothing is learnt that they bring along.
+    def adapt(self: Invariant, stamps: Tensor, transforms: Any) -> None:
+        raise AssertionError("adapted")
+
+    monkeypatch.setattr(Invariant, "adapt", adapt)
+    settings = GalaxiesSettings.model_validate(
+        {"scope": "galaxies", "model": {"name": "invariant", "args": SMALL}, "infer": {"batch_size": 4}}
+    )
+    weights = tmp_path / "model.ckpt"
+    save_weights(weights, adapted, "galaxies", settings.model.model_dump(mode="json"))
+    ids = data.samples["sample_id"][:4].to_list()
+    (objects,) = Galaxies().predict(settings, data.folder, weights, ids, tmp_path / "files")
+    with torch.inference_mode():
+        np.testing.assert_array_equal(objects.embedding, adapted.eval()(data.batch(np.arange(4))["images"]).numpy())
+    assert Galaxies().exportable(settings, data, Galaxies().model(settings, data)).inputs == ("images",)
+    with pytest.raises(AssertionError, match="adapted"):
+        Galaxies().new_model(settings, data)
 
 
 def test_weights_alone_carry_the_whitening(data: StampData) -> None:
@@ -245,7 +300,7 @@ def test_wrong_arguments_are_named(data: StampData, args: dict[str, Any]) -> Non
 
 
 def test_an_unknown_model_names_the_known_ones(data: StampData) -> None:
-    with pytest.raises(ManyscopeError, match=r"'autoencode' is unknown.*autoencoder, invariant"):
+    with pytest.raises(ManyscopeError, match=r"'autoencode' is unknown.*autoencoder, .*invariant"):
         build_model(GalaxiesModel(name="autoencode"), data)
 
 

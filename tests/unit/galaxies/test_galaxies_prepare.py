@@ -155,6 +155,13 @@ def test_fewer_stamps_than_rows_are_refused(tmp_path: Path) -> None:
         prepare(cutouts(noise(4), count=7), PLAIN, tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_more_stamps_than_rows_are_refused(tmp_path: Path, pieces: int) -> None:
+    stamps = np.split(noise(8), pieces)
+    with pytest.raises(DataError, match=r"at least 8 stamps were read for 7 rows of the table"):
+        prepare(cutouts(stamps, count=7), PLAIN, tmp_path, tmp_path)
+
+
 def test_simulated_images_smaller_than_a_stamp_are_refused(tmp_path: Path, raw: Path) -> None:
     source = Simulated().cut(GalaxiesPreprocess(stamp_px=48), raw, read_manifest(raw / "manifest.parquet"))
     with pytest.raises(DataError, match=r"32 x 32 px are smaller than a stamp of 48 px.*lower preprocess.stamp_px"):
@@ -167,7 +174,7 @@ def test_a_download_without_tables_is_empty(tmp_path: Path) -> None:
 
 
 def test_an_unknown_source_names_the_known_ones() -> None:
-    with pytest.raises(ManyscopeError, match=r"'hubbel' is unknown.*hubble, simulated.*did you mean 'hubble'"):
+    with pytest.raises(ManyscopeError, match=r"'hubbel' is unknown.*hubble, .*simulated.*did you mean 'hubble'"):
         find_source("hubbel")
     with pytest.raises(ManyscopeError, match="is not a galaxy source; allowed: a class with download, cut"):
         find_source("math:sqrt")
@@ -187,6 +194,27 @@ def test_transforms_run_in_order_and_are_written_with_their_parameters(tmp_path:
     stamps = torch.from_numpy(noise(3))
     expected = ((stamps[..., 4:12, 4:12] / 3).asinh() / 4) ** 2
     torch.testing.assert_close(Transforms(meta["transforms"])(stamps), expected)
+
+
+@pytest.mark.parametrize("name", ["tanh", "numpy:tanh", "torch:tanh"])
+def test_functions_of_torch_and_numpy_work_on_each_pixel(name: str) -> None:
+    stamps = torch.from_numpy(noise(2))
+    found = Transforms([{"name": name}])(stamps)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), np.tanh(noise(2)), rtol=1e-6)
+
+
+def test_a_step_that_makes_something_else_than_images_is_named() -> None:
+    with pytest.raises(DataError, match=r"step 'torch:mean' returns shape \(\)"):
+        Transforms([{"name": "torch:mean"}])(torch.zeros(2, 1, 4, 4))
+
+
+def test_the_digest_of_transforms_changes_with_steps_order_and_arguments() -> None:
+    steps: list[dict[str, Any]] = [{"name": "asinh", "args": {"scale": 1.0}}, {"name": "crop", "args": {"size_px": 4}}]
+    other = [{"name": "asinh", "args": {"scale": 2.0}}, steps[1]]
+    digests = [Transforms(some).digest for some in (steps, steps[::-1], other, steps[:1], [{"name": "numpy:tanh"}])]
+    assert len(set(digests)) == len(digests)
+    assert Transforms(steps).digest == digests[0]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_thumbnails_come_in_the_asked_order(prepared: Path, data: StampData) -> 
     for picture, row in ((pictures[0], 5), (pictures[2], 0)):
         assert picture is not None
         assert (picture.size, picture.mode) == ((32, 32), "RGB")
-        np.testing.assert_array_equal(np.asarray(picture), rgb(data.stamps[row]))
+        np.testing.assert_array_equal(np.asarray(picture), rgb(data.stamps[row])[::-1])
 
 
 def test_a_picture_keeps_the_colour_of_bright_pixels() -> None:
@@ -123,7 +123,7 @@ def test_a_picture_finds_the_stamp_that_it_shows(
     rows = np.argsort(-data.samples["snr"].to_numpy())[:20]
     stamp = data.stamps[rows[3]]
     pixels = (stamp * 4 + 60).clip(0, 255).round().astype(np.uint8)  # sky at 60, its rms 4 grey levels
-    Image.fromarray(np.ascontiguousarray(pixels[::-1].transpose(1, 2, 0))).save(tmp_path / "query.png")
+    Image.fromarray(np.ascontiguousarray(pixels[::-1, ::-1].transpose(1, 2, 0))).save(tmp_path / "query.png")
     found = Galaxies().embed_query(tiny, prepared, weights, tmp_path / "query.png")
     model = Galaxies().model(tiny, data)
     model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])

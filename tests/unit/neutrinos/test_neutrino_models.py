@@ -193,10 +193,13 @@ def test_predictions_are_angles_of_the_vector(batch: dict[str, Any]) -> None:
             vectors = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, -0.5], [0.0, 0.0, 0.0]])
             return vectors.repeat(n, 1)[:n], torch.ones(n, 4)
 
-    found = describe(Fixed(), {**batch, "sample_id": batch["sample_id"][:3]})
+    truth = batch["direction"].clone()
+    truth[:3] = torch.tensor([[0.0, -1.0, 0.0], [0.0, np.sqrt(0.5), -np.sqrt(0.5)], [np.nan] * 3])
+    found = describe(Fixed(), {**batch, "direction": truth, "sample_id": batch["sample_id"][:3]})
     np.testing.assert_allclose(found.columns["azimuth"], [np.pi / 2, 0, 0], atol=1e-7)
     np.testing.assert_allclose(found.columns["zenith"], [np.pi / 2, np.pi, 0], atol=1e-7)
     np.testing.assert_allclose(found.columns["kappa"], [3, 0.5, 0], atol=1e-7)
+    np.testing.assert_allclose(found.columns["error_deg"], [180, 45, np.nan], rtol=1e-5)
     assert found.columns["n_pulses"].tolist() == batch["counts"][:3, 0].tolist()
     assert len(found.embedding) == 3
 

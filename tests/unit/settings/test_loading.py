@@ -105,8 +105,12 @@ def test_lists_and_paths_are_taken_though_text_is_no_number(project: Any) -> Non
             [":5: train.warmup_fraction: found 2, allowed: a number from 0 to 1"],
         ),
         (
+            GOOD + "train:\n  tracker: mlflo\n",
+            [":5: train.tracker: found 'mlflo' (text), allowed: one of: mlflow, tensorboard, wandb, none; did you"],
+        ),
+        (
             GOOD + "train:\n  schedule: cosin\n",
-            [":5: train.schedule: found 'cosin' (text), allowed: one of: cosine, constant, linear; did you mean 'cos"],
+            [":5: train.schedule: found 'cosin' (text): schedule 'cosin' is unknown; known: cosine, constant"],
         ),
         (GOOD + "umap:\n  components: 4\n", [":5: umap.components: found 4, allowed: one of: 2, 3"]),
         (

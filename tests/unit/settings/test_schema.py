@@ -27,7 +27,8 @@ def test_schema_is_as_strict_as_the_model() -> None:
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["scope", "model"]
     assert schema_at(schema, ("train", "lr"))["exclusiveMinimum"] == 0  # type: ignore[index]
-    assert schema_at(schema, ("train", "schedule"))["enum"] == ["cosine", "constant", "linear"]  # type: ignore[index]
+    assert schema_at(schema, ("train", "tracker"))["enum"] == ["mlflow", "tensorboard", "wandb", "none"]  # type: ignore[index]
+    assert schema_at(schema, ("train", "schedule"))["pattern"] == "^(cosine|constant|linear)$|:"  # type: ignore[index]
 
 
 def test_scope_is_fixed_and_plugin_defaults_are_not_required() -> None:

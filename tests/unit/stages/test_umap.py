@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from PIL import Image
 
 from manyscope.errors import DataError, ManyscopeError
 from manyscope.latent.reducers import Umap
+from manyscope.latent.tsne import Tsne
 from manyscope.settings.sections import UmapSettings
 from manyscope.stages import umap as umap_stage
 from manyscope.tables.parquet import write_table
@@ -47,9 +49,11 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("components", [2, 3])
-def test_two_runs_write_the_same_bytes(latent_tables, stage_settings, components: int) -> None:
+@pytest.mark.parametrize("reducer", ["umap", "pca", "tsne"])
+def test_two_runs_write_the_same_bytes(latent_tables, stage_settings, reducer: str, components: int) -> None:
     paths = latent_tables()
-    settings = stage_settings("umap", umap={"components": components, "seed": 4, "fit_objects": 90})
+    section = {"reducer": reducer, "components": components, "seed": 4, "fit_objects": 90, "perplexity": 10}
+    settings = stage_settings("umap", umap=section)
     umap_stage.run(settings, paths)
     first = outputs(paths.umap)
     umap_stage.run(settings, paths)
@@ -77,6 +81,36 @@ def test_the_stored_reducer_puts_the_others_where_the_map_has_them(latent_tables
     coordinates = pl.read_parquet(paths.map).select("x", "y").to_numpy()
     np.testing.assert_array_equal(coordinates[fitted], reducer.coordinates)
     np.testing.assert_array_equal(coordinates[~fitted], reducer.transform(vectors[~fitted]))
+
+
+class Watched(Sheared):
+    """Notes what it is given."""
+
+    given: ClassVar[list[tuple[str, int]]] = []
+
+    def fit(self, vectors: np.ndarray) -> np.ndarray:
+        self.given.append(("fit", len(vectors)))
+        return vectors[:, : self.settings.components] * 2
+
+    def transform(self, vectors: np.ndarray) -> np.ndarray:
+        self.given.append(("transform", len(vectors)))
+        return vectors[:, : self.settings.components] * 2
+
+
+def test_the_fitted_objects_are_a_seeded_choice_and_the_rest_comes_at_once(latent_tables, stage_settings) -> None:
+    paths = latent_tables()
+
+    def fitted(seed: int) -> set[bytes]:
+        section = {"fit_objects": 40, "seed": seed, "reducer": "tsne", "perplexity": 5}
+        umap_stage.run(stage_settings("umap", umap=section), paths)
+        return {vector.tobytes() for vector in Tsne.load(paths.reducer).vectors}
+
+    assert len(fitted(0)) == 40
+    assert fitted(0) == fitted(0) != fitted(1)
+    Watched.given.clear()
+    umap_stage.run(stage_settings("umap", umap={"reducer": f"{__name__}:Watched", "fit_objects": 40}), paths)
+    objects = len(read_predictions(paths.predictions))
+    assert Watched.given == [("fit", 40), ("transform", objects - 40)]
 
 
 def test_pca_and_reducers_from_elsewhere(latent_tables, stage_settings) -> None:
@@ -121,7 +155,7 @@ def test_failures_leave_the_earlier_map_alone(latent_tables, stage_settings) -> 
         assert outputs(paths.umap) == before
 
     fails("coordinates of shape", reducer=f"{__name__}:Flat")
-    fails("reducer 'tsne' is unknown", ManyscopeError, reducer="tsne")
+    fails("reducer 'tsnee' is unknown.*did you mean 'tsne'", ManyscopeError, reducer="tsnee")
     write_table(paths.predictions, table.with_columns(pl.Series("embedding", broken)))
     fails("row 5 is not finite")
     paths.predictions.write_bytes(b"PAR1 and nothing else")

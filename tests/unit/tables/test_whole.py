@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import multiprocessing
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from manyscope.errors import BusyError, DataError
 from manyscope.tables.whole import (
     explaining_full_disk,
+    plain_json,
+    put_back,
     read_json,
     reserve,
     sole_worker,
@@ -36,6 +39,16 @@ def test_file_is_replaced_only_when_the_block_ends_well(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert path.read_text() == "one"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("sweep", [True, False])
+def test_left_over_of_a_killed_process_is_swept_if_wanted(tmp_path: Path, sweep: bool) -> None:
+    left_over = tmp_path / ".a.txt.1.partial"
+    left_over.write_text("half of it")
+    with whole_file(tmp_path / "a.txt", sweep) as partial:
+        partial.write_text("one")
+    assert left_over.exists() == (not sweep)
+    assert (tmp_path / "a.txt").read_text() == "one"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -195,3 +208,34 @@ def test_only_one_process_at_a_time(tmp_path: Path) -> None:
     other.join()
     with sole_worker(lock):
         pass
+
+
+def test_json_for_any_reader_has_no_number_that_is_not_finite() -> None:
+    value = [{"far": float("nan"), "near": [1.5, float("inf")], "day": datetime.date(2024, 5, 1), "whole": 3}]
+    text = plain_json(value)
+    assert json.loads(text, parse_constant=pytest.fail) == [
+        {"far": None, "near": [1.5, None], "day": "2024-05-01", "whole": 3}
+    ]
+
+
+def test_a_reader_that_puts_the_earlier_folder_back_costs_the_new_one_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename, moves = tmp_path / "index", Path.rename, []
+    with whole_folder(folder) as partial:
+        (partial / "a").write_text("old")
+
+    def watched(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        moves.append(target.name)
+        if moves == [".index.old"]:  # between the two renames of the writer
+            put_back(folder)
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", watched)
+        with whole_folder(folder) as partial:
+            (partial / "a").write_text("new")
+    assert (folder / "a").read_text() == "new"
+    assert moves == [".index.old", "index", ".index.old", "index"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,31 @@ def test_weights_of_another_model(
     with pytest.raises(CheckpointError, match=message) as caught:
         load_weights(tmp_path / "m.ckpt", module, scope, model)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (["a", "c"], "the weights know 'b', 'c'; allowed: those of the data, 'a', 'c'; run the stage train again"),
+        (["c", "b"], "those of the data, 'c', 'b'"),
+        ([f"{i:03d}" for i in range(40)], "'011' and 28 more"),
+        ([], "those of the data, none"),
+    ],
+)
+def test_weights_of_other_classes(tmp_path: Path, now: list[str], message: str) -> None:
+    path = tmp_path / "m.ckpt"
+
+    def telling(classes: Any) -> nn.Module:
+        module = mlp()
+        module.classes = classes
+        return module
+
+    save_weights(path, telling(["b", "c"]), "tiny", MODEL)
+    load_weights(path, telling(["b", "c"]), "tiny", MODEL)
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(path, telling(now), "tiny", MODEL)
+    save_weights(path, telling(5), "tiny", MODEL)  # some have their number there
+    load_weights(path, mlp(), "tiny", MODEL)
 
 
 class Evil:

@@ -41,6 +41,22 @@ def test_it_takes_the_steps_of_its_parts() -> None:
         torch.testing.assert_close(own, expected, rtol=0, atol=0)
 
 
+def test_groups_have_rates_of_their_own() -> None:
+    ours, theirs = network(), network()
+    groups = [{"params": list(ours[:3].parameters()), "lr": 1e-3}, {"params": list(ours[3:].parameters())}]
+    train(ours, [MuonAdamW(groups, lr=1e-2, matrix_lr=2e-2, weight_decay=0.1)], range(5))
+    matrix = theirs[2].weight
+    others = [p for p in theirs[:3].parameters() if p is not matrix]
+    parts = [
+        torch.optim.Muon([matrix], lr=2e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
+        torch.optim.AdamW(theirs[3:].parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
+    ]
+    train(theirs, parts, range(5))
+    for own, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(own, expected)
+
+
 def test_it_continues_from_its_state() -> None:
     whole = network()
     train(whole, [MuonAdamW(whole.parameters(), lr=1e-2)], range(8))

@@ -136,10 +136,19 @@ class Cells(Scope[CellsSettings]):
 
         return evaluate(settings.evaluate, self.data(settings, prepared), files, samples, predictions)
 
+    def card(self) -> Sequence[str]:
+        return (
+            "confidence", "area_px", "eccentricity", "solidity", "mean_intensity", "touches_border", "outlier_knn",
+            "sample_id", "split",
+        )  # fmt: skip
+
     def thumbnails(self, prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[Image | None]:
         from manyscope.scopes.cells.data.thumbnails import thumbnails
 
         yield from thumbnails(prepared, files, objects)
+
+    def queries(self) -> Sequence[str]:
+        return ("image",)
 
     def embed_query(self, settings: CellsSettings, prepared: Path, weights: Path, query: Path | str) -> np.ndarray:
         from manyscope.scopes.cells.model.infer import embed_image

@@ -187,7 +187,7 @@ class CellsTrain(TrainSettings):
     batch_size: PositiveInt = Field(4, description="Patches in one step, over all processes.")
     lr: PositiveFloat = Field(1e-3, description="Learning rate at the start.")
     weight_decay: NotNegative = Field(1e-2, description="Decoupled weight decay.")
-    schedule: Literal["plateau", "cosine", "constant", "linear"] = Field(  # type: ignore[assignment]
+    schedule: Literal["plateau", "cosine", "constant", "linear"] = Field(
         "cosine", description="Learning rate after the warm-up; plateau lowers it when the validation stands still."
     )
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="Factor of the schedule 'plateau'.")

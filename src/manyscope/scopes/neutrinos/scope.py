@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,6 +90,9 @@ class Neutrinos(Scope[NeutrinosSettings]):
         from manyscope.scopes.neutrinos.evaluate import evaluate
 
         return evaluate(settings.evaluate, self.data(settings, prepared), samples, predictions)
+
+    def card(self) -> Sequence[str]:
+        return ("class", "error_deg", "kappa", "energy_gev", "n_pulses", "n_modules", "coincident_muon", "outlier_knn")
 
     def thumbnails(self, prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[Image | None]:
         from manyscope.scopes.neutrinos.data.thumbnails import thumbnails

@@ -108,10 +108,16 @@ class Scenes(Scope[ScenesSettings]):
         placed = untrained(self.model(settings, clip), clip)
         return evaluate(settings.evaluate, clip, files, samples, predictions, placed)
 
+    def card(self) -> Sequence[str]:
+        return ("layer", "frame", "time", "share", "depth", "split", "outlier_knn")
+
     def thumbnails(self, prepared: Path, files: Path, objects: pl.DataFrame) -> Iterator[Image | None]:
         from manyscope.scopes.scenes.data.thumbnails import thumbnails
 
         yield from thumbnails(files, objects)
+
+    def queries(self) -> Sequence[str]:
+        return ("image",)
 
     def embed_query(self, settings: ScenesSettings, prepared: Path, weights: Path, query: Path | str) -> np.ndarray:
         from manyscope.scopes.scenes.model.infer import embed_picture

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
     from PIL.Image import Image
 
-_SIDE_PX = 64
+_SIDE_PX = 96
 _KEPT = 8  # images in memory at once; the objects of one image mostly follow each other
 
 

@@ -76,6 +76,7 @@ class Hubble:
             ("blue", "green", "red"),
             every_group=[_block(column, row) for column in range(columns) for row in range(rows)],
             centre_px=centre,
+            top_down=True,
         )
 
 

@@ -10,36 +10,45 @@ import numpy as np
 import polars as pl
 
 from manyscope.data.splits import split_by_hash, unit_hash
-from manyscope.errors import DataError
+from manyscope.errors import DataError, did_you_mean
 from manyscope.log import logger, progress
+from manyscope.scopes.galaxies.data.pruning import check_pruned, report_pruned
 from manyscope.scopes.galaxies.data.sources import Cutouts
+from manyscope.scopes.galaxies.data.stamps import META, STAMPS
 from manyscope.scopes.galaxies.data.transforms import Transforms
 from manyscope.tables.whole import reserve, whole_file, write_json
 
 if TYPE_CHECKING:
     from manyscope.scopes.galaxies.settings import GalaxiesPreprocess
 
-STAMPS = "stamps.npy"
-META = "stamps.json"
+_USUAL_LABEL = "class"  # need not be there
+_CHECKED_AT_ONCE = 64
 
 
 def prepare(cutouts: Cutouts, settings: GalaxiesPreprocess, raw: Path, prepared: Path) -> pl.DataFrame:
-    """Write `stamps.npy`, (samples, bands, stamp_px, stamp_px) float32 in rms of the sky, and `stamps.json`.
+    """Write `stamps.npy`, (samples, bands, size_px, size_px) float32, `stamps.json`, and `pruned.csv` if the source can
+    leave objects out.
 
     Returns:
         The samples, a row for each stamp in the same order, with the column `missing_fraction` added.
 
     Raises:
-        DataError: there are no stamps, one has another shape or is not float32, or pixels are missing and the
-            policy is 'error'.
+        DataError: there are no stamps, one has another shape or is not float32, too many objects are left out, pixels
+            are missing and the policy is 'error', there is no column `preprocess.label`, or a transform makes values
+            that are not finite.
         SettingsError, ManyscopeError: a transform is unknown or does not take its arguments.
     """
     import torch
 
     table = cutouts.table
+    if cutouts.pruned is not None:
+        objects = len(table) + len(cutouts.pruned)
+        check_pruned(cutouts.pruned, objects, settings.pruned_max, raw)
+        report_pruned(cutouts.pruned, objects, prepared)
     if table.is_empty():
         raise DataError("the data set is empty", place=raw, remedy="check section 'download' and the source's filters")
-    bands, size = len(cutouts.bands), settings.stamp_px
+    classes = class_names(table, settings.label, raw)
+    bands, size = len(cutouts.bands), cutouts.size_px or settings.stamp_px
     shape = (bands, size, size)
     transforms = Transforms(step.model_dump(mode="json") for step in settings.transforms)
     images = transforms(torch.zeros(1, *shape))  # a wrong step fails here, before an hour of writing
@@ -61,15 +70,18 @@ def prepare(cutouts: Cutouts, settings: GalaxiesPreprocess, raw: Path, prepared:
                     place=raw,
                     allowed=f"{shape}, float32",
                 )
+            if first + len(chunk) > len(table):
+                raise _other_count(f"at least {first + len(chunk)}", table, raw)
             here = slice(first, first + len(chunk))
             filled, missing[here] = fill_missing(chunk, settings, ids[here], raw)
+            _check_transformed(transforms, filled, ids[here])
             filled = filled[keep[here]]
             stored[row : row + len(filled)] = filled
             first, row = first + len(chunk), row + len(filled)
         stored.flush()
         del stored
     if first != len(table):
-        raise DataError(f"{first} stamps were read for {len(table)} rows of the table", place=raw)
+        raise _other_count(str(first), table, raw)
     if missing.any():
         logger.warning(
             "%d stamps have missing pixels, replaced by the policy %r", (missing > 0).sum(), settings.nan_policy
@@ -79,16 +91,70 @@ def prepare(cutouts: Cutouts, settings: GalaxiesPreprocess, raw: Path, prepared:
         {
             "bands": list(cutouts.bands),
             "stamp_px": size,
-            "unit": "rms of the sky",
+            "unit": cutouts.unit,
+            "top_down": cutouts.top_down,
             "image_shape": list(images.shape[1:]),
             "transforms": transforms.steps,
+            "transforms_sha256": transforms.digest,
+            "label": settings.label,
+            "classes": classes,
+            "edge": settings.edge,
+            "pad_value": settings.pad_value,
             "nan_policy": settings.nan_policy,
+            "nan_quantile": settings.nan_quantile,
             "left_out_for_overlap": int((~keep).sum()),
             "source": cutouts.note or {},
         },
     )
     samples = table.with_columns(split=pl.Series(split, dtype=pl.String), missing_fraction=pl.Series(missing))
     return samples.filter(pl.Series(keep))
+
+
+def _other_count(stamps: str, table: pl.DataFrame, raw: Path) -> DataError:
+    return DataError(f"{stamps} stamps were read for {len(table)} rows of the table", place=raw)
+
+
+def class_names(table: pl.DataFrame, label: str, place: Path) -> list[str]:
+    """The classes in the label column, sorted: of all splits, because a name tells nothing of a test object, and a
+    class whose first object is dealt to another split must not shift the numbers of the others. Empty without labels.
+
+    Raises:
+        DataError: a label column was asked for that is not there, or it holds floating-point numbers.
+    """
+    if label not in table.columns:
+        if label == _USUAL_LABEL:
+            return []
+        raise DataError(
+            f"column {label!r} is missing",
+            place="preprocess.label",
+            remedy=did_you_mean(label, table.columns) or f"there are {', '.join(table.columns)}",
+        )
+    if table[label].dtype.is_float():
+        raise DataError(
+            f"column {label!r} holds floating-point numbers",
+            place=place,
+            allowed="text, integers or booleans as classes",
+            remedy="name another column in preprocess.label",
+        )
+    return sorted(table[label].drop_nulls().cast(pl.String).unique().to_list())
+
+
+def _check_transformed(transforms: Transforms, stamps: np.ndarray, ids: list[str]) -> None:
+    """
+    Raises:
+        DataError: the images that a model would see are not finite, as the root of negative noise is not.
+    """
+    import torch
+
+    for first in range(0, len(stamps), _CHECKED_AT_ONCE):
+        images = transforms(torch.from_numpy(np.array(stamps[first : first + _CHECKED_AT_ONCE])))
+        bad = ~images.flatten(1).isfinite().all(1)
+        if bad.any():
+            raise DataError(
+                f"the transforms make values of {ids[first + int(bad.nonzero()[0])]!r} that are not finite",
+                place="preprocess.transforms",
+                remedy="use steps that take all values, such as asinh, or add the step nan_to_num",
+            )
 
 
 def deal(groups: Sequence[str], every_group: Sequence[str] | None, settings: GalaxiesPreprocess) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from manyscope.errors import DataError
 from manyscope.registry import Registry
+from manyscope.scopes.galaxies.data.stamps import SKY_RMS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,8 +22,15 @@ if TYPE_CHECKING:
 SOURCES = Registry(
     "galaxy source",
     {
+        "cifar10": "manyscope.scopes.galaxies.data.arrays:Cifar10",
+        "fits": "manyscope.scopes.galaxies.data.fits:Fits",
+        "hsc": "manyscope.scopes.galaxies.data.hsc:Hsc",
+        "http": "manyscope.scopes.galaxies.data.http:Http",
         "hubble": "manyscope.scopes.galaxies.data.hubble:Hubble",
+        "lsst": "manyscope.scopes.galaxies.data.lsst:Lsst",
+        "random": "manyscope.scopes.galaxies.data.arrays:Random",
         "simulated": "manyscope.scopes.galaxies.simulate:Simulated",
+        "table": "manyscope.scopes.galaxies.data.arrays:Table",
     },
     group="manyscope.galaxy_sources",
 )
@@ -42,6 +50,10 @@ class Cutouts:
         centre_px: (stamps, 2) int, x and y of the middle pixel in one common image, or None where every stamp is an
             image of its own.
         note: what a reader of the prepared files should know, as JSON values.
+        unit: of the pixels.
+        top_down: the first row of a stamp is the top of its picture, as in photographs, not the bottom, as in FITS.
+        size_px: width and height of the stamps where it is not `preprocess.stamp_px`: features are images of one pixel.
+        pruned: objects that were left out, as `pruning.pruned_table` makes it, or None where none could be.
     """
 
     chunks: Iterable[np.ndarray]
@@ -50,10 +62,18 @@ class Cutouts:
     every_group: Sequence[str] | None = None
     centre_px: np.ndarray | None = None
     note: dict[str, object] | None = None
+    unit: str = SKY_RMS
+    top_down: bool = False
+    size_px: int | None = None
+    pruned: pl.DataFrame | None = None
 
 
 class Source(Protocol):
-    """What `download.source` names: a class without arguments."""
+    """What `download.source` names: a class without arguments.
+
+    One that has a method `problems(settings: GalaxiesDownload) -> Iterator[str]` says there, before anything is
+    fetched, what will stand in the way, each with a remedy.
+    """
 
     def download(self, settings: GalaxiesDownload, raw: Path) -> Iterator[ManifestEntry]:
         """Put the raw files into `raw`; what is there already and right is kept."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,13 +15,19 @@ from manyscope.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Functions of torch that work on each pixel alone; others by import path, those of numpy too ("numpy:cbrt").
+_ELEMENTWISE = (
+    "abs", "arctan", "arcsinh", "clamp", "erf", "exp", "expm1", "log", "log10", "log1p", "log2", "nan_to_num",
+    "relu", "sigmoid", "sign", "sqrt", "square", "tanh",
+)  # fmt: skip
+
 # A step takes and returns images (…, bands, height, width); further arguments are its settings.
 TRANSFORMS = Registry(
     "transform",
     {
         "crop": "manyscope.scopes.galaxies.data.transforms:crop",
         "asinh": "manyscope.scopes.galaxies.data.transforms:asinh",
-        **{name: f"torch:{name}" for name in ("tanh", "sigmoid", "arcsinh", "arctan", "clamp", "nan_to_num")},
+        **{name: f"torch:{name}" for name in _ELEMENTWISE},
     },
     group="manyscope.galaxy_transforms",
 )
@@ -37,16 +46,26 @@ class Transforms:
     def __init__(self, steps: Iterable[Mapping[str, Any]]) -> None:
         self.steps = [dict(step) for step in steps]
         self._functions: list[Callable[[Tensor], Tensor]] = [
-            partial(TRANSFORMS.find(step["name"]), **step.get("args", {})) for step in self.steps
+            partial(_of_tensors(TRANSFORMS.find(step["name"])), **step.get("args", {})) for step in self.steps
         ]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the steps, their arguments and, where it is Python, their source."""
+        sources = []
+        for function in self._functions:
+            made = function.func if isinstance(function, partial) else function
+            sources.append(inspect.getsource(made) if inspect.isfunction(made) else repr(getattr(made, "__name__", "")))
+        return hashlib.sha256(json.dumps([self.steps, sources], sort_keys=True).encode()).hexdigest()
 
     def __call__(self, stamps: Tensor) -> Tensor:
         """(…, bands, height, width) stamps in rms of the sky -> the images that a model sees.
 
         Raises:
             SettingsError: a step does not take its arguments.
-            DataError: a step cannot be applied to stamps of this size.
+            DataError: a step cannot be applied to stamps of this size, or returns no images.
         """
+        count = len(stamps)
         for step, function in zip(self.steps, self._functions, strict=True):
             try:
                 stamps = function(stamps)
@@ -54,7 +73,26 @@ class Transforms:
                 raise
             except TypeError as error:
                 raise SettingsError(f"preprocess.transforms: step {step['name']!r}: {error}") from error
+            if stamps.ndim < 3 or len(stamps) != count or not stamps.is_floating_point():
+                raise DataError(
+                    f"step {step['name']!r} returns shape {tuple(stamps.shape)} of {stamps.dtype}",
+                    place="preprocess.transforms",
+                    allowed="as many images as it was given, of floats",
+                )
         return stamps
+
+
+def _of_tensors(function: Any) -> Callable[..., Tensor]:
+    """The function itself; one of numpy's, made to take and return tensors."""
+    import numpy as np
+
+    return partial(_apply_numpy, function) if isinstance(function, np.ufunc) else function
+
+
+def _apply_numpy(function: Any, stamps: Tensor, **args: Any) -> Tensor:
+    import torch
+
+    return torch.from_numpy(function(stamps.numpy(), **args))
 
 
 def crop(stamps: Tensor, size_px: int) -> Tensor:

@@ -9,10 +9,13 @@ import numpy as np
 import polars as pl
 
 from manyscope.latent.outliers import outlier_scores
-from manyscope.scopes.galaxies.model import build_model, describe
+from manyscope.latent.ranking import mean_rank
+from manyscope.scopes.galaxies.model import describe, new_model
 from manyscope.tables.predictions import embeddings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from manyscope.scopes.galaxies.data.stamps import StampData
     from manyscope.scopes.galaxies.settings import GalaxiesEvaluate, GalaxiesModel
     from manyscope.settings.sections import GatherSettings
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 OUTLIER = "outlier_"
 _BATCH = 256
 _PEAK_PIXELS = 20
+# Float32 pixels: a GiB that principal components are learned from, and a quarter of one that is looked at at once.
+_FITTED = 2**28
+_PIECE = 2**26
 
 
 @dataclass(frozen=True)
@@ -30,26 +36,30 @@ class Contender:
         train, test: latent vectors, (objects, dimensions), scaled as their nearest neighbours should be sought.
         outliers: name -> (test objects,), larger is stranger.
         error: (test objects,) mean squared error of the reconstruction, or None.
+        told: (test objects,) names of the classes that the network itself tells, or None.
     """
 
     train: np.ndarray
     test: np.ndarray
     outliers: dict[str, np.ndarray] = field(default_factory=dict)
     error: np.ndarray | None = None
+    told: np.ndarray | None = None
 
     @property
     def strangeness(self) -> np.ndarray:
         """Mean rank over all outlier scores, (test objects,) in (0, 1]."""
-        ranks = [pl.Series(score).rank("average").to_numpy() / len(score) for score in self.outliers.values()]
-        return np.mean(ranks, axis=0)
+        return mean_rank(self.outliers)
 
 
 def of_model(predictions: pl.DataFrame, train: np.ndarray, test: np.ndarray) -> Contender:
     """The trained model, whose predictions are in the order of the samples; latent numbers are standardised."""
     latent = embeddings(predictions)
     outliers = {n: predictions[n].to_numpy()[test] for n in predictions.columns if n.startswith(OUTLIER)}
-    error = predictions["reconstruction_error"].to_numpy()[test] if "reconstruction_error" in predictions else None
-    return Contender(*_standardised(latent[train], latent[test]), outliers, error)
+    error = (
+        predictions["reconstruction_error"].to_numpy()[test] if "reconstruction_error" in predictions.columns else None
+    )
+    told = predictions["predicted_class"].to_numpy()[test] if "predicted_class" in predictions.columns else None
+    return Contender(*_standardised(latent[train], latent[test]), outliers, error, told)
 
 
 def untrained(
@@ -65,7 +75,7 @@ def untrained(
 
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(settings.untrained_seed)
-        network = build_model(model, data).eval()
+        network = new_model(model, data).eval()
         parts = [describe(network, data.batch(rows)) for rows in _batches(np.concatenate([train, test]))]
     latent = np.concatenate([part.embedding for part in parts])
     columns = {name: np.concatenate([part.columns[name] for part in parts])[len(train) :] for name in parts[0].columns}
@@ -88,27 +98,53 @@ def pca(
 
     Its components are not standardised: that would raise the noise of the last ones to the level of the first, and
     make it a weaker opponent. For strangers it has four scores of its own, and those of `shared` that need no model.
+    Memory does not grow with the objects, but for a few numbers of each.
     """
     import torch
 
-    pixels = torch.from_numpy(data.images(np.concatenate([train, test]))).flatten(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        mean = pixels[: len(train)].mean(0)
-        rank = min(dimensions, len(train), pixels.shape[1])
-        _, _, axes = torch.pca_lowrank(
-            pixels[: len(train)] - mean, q=min(rank + 16, *pixels[: len(train)].shape), niter=4
-        )
-    latent = (pixels - mean) @ axes[:, :rank]
-    residual = pixels[len(train) :] - mean - latent[len(train) :] @ axes[:, :rank].T
-    squared = residual.square()
+    mean, axes = _components(data, train, dimensions, settings.seed)
+    latents: list[Tensor] = []
+    errors: list[Tensor] = []
+    peaks: list[Tensor] = []
+    rows = np.concatenate([train, test])
+    at_once = max(1, _PIECE // len(mean))
+    for first in range(0, len(rows), at_once):
+        centred = torch.from_numpy(data.images(rows[first : first + at_once])).flatten(1) - mean
+        latents.append(centred @ axes)
+        of_test = slice(max(0, len(train) - first), None)
+        squared = (centred[of_test] - latents[-1][of_test] @ axes.T).square()
+        errors.append(squared.mean(1))
+        peaks.append(squared.topk(min(_PEAK_PIXELS, squared.shape[1])).values.mean(1))
+    latent, error = torch.cat(latents).numpy(), torch.cat(errors).numpy()
     outliers = {
         **shared,
-        **_latent_outliers(latent.numpy(), len(train), gather, standardize=False),
-        "error": squared.mean(1).numpy(),
-        "peak": squared.topk(min(_PEAK_PIXELS, squared.shape[1])).values.mean(1).numpy(),
+        **_latent_outliers(latent, len(train), gather, standardize=False),
+        "error": error,
+        "peak": torch.cat(peaks).numpy(),
     }
-    return Contender(latent[: len(train)].numpy(), latent[len(train) :].numpy(), outliers, outliers["error"])
+    return Contender(latent[: len(train)], latent[len(train) :], outliers, error)
+
+
+def _components(data: StampData, train: np.ndarray, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean, (pixels,), and principal components, (pixels, at most `dimensions`), of the training images, or of a seeded
+    choice of them where all take more memory than `_FITTED`."""
+    import torch
+
+    size = int(np.prod(data.shape))
+    most = max(1, _FITTED // size)
+    if len(train) > most:
+        train = np.sort(np.random.default_rng(seed).choice(train, most, replace=False))
+    pixels, at_once = torch.empty(len(train), size), max(1, _PIECE // size)
+    for first in range(0, len(train), at_once):
+        some = slice(first, first + at_once)
+        pixels[some] = torch.from_numpy(data.images(train[some])).flatten(1)
+    mean = pixels.mean(0)
+    pixels -= mean
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        rank = min(dimensions, *pixels.shape)
+        _, _, axes = torch.pca_lowrank(pixels, q=min(rank + 16, *pixels.shape), niter=4)
+    return mean, axes[:, :rank]
 
 
 def rings(

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from manyscope.evaluation.figures import COLOURS, new_figure
-from manyscope.scopes.galaxies.data.thumbnails import rgb
+from manyscope.scopes.galaxies.data.thumbnails import Painter
+from manyscope.scopes.galaxies.evaluate import outliers
 
 Panel = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -78,24 +79,48 @@ def roc(strangeness: Mapping[str, np.ndarray], kind: np.ndarray, normal: str) ->
     return figure
 
 
-def gallery(stamps: np.ndarray, names: Sequence[str], columns: int = 8) -> Figure:
-    """Stamps with their names, (n, bands, height, width) in rms of the sky."""
+def recall(strangeness: Mapping[str, np.ndarray], kind: np.ndarray, normal: str) -> Figure:
+    """Share of the anomalies found against the share of the objects looked at; arguments as for `roc`."""
+    figure, axes = new_figure(1, 2, panel=(4.2, 4.0), sharey=True)
+    n, odd = len(kind), kind != normal
+    shares = np.geomspace(min(0.5, 1 / n), 1, 120)
+    for name, values in strangeness.items():
+        axes[0, 0].plot(shares, outliers.curve(values, odd, shares), linewidth=1.4, label=name)
+    for name in np.unique(kind[odd]):
+        found = outliers.curve(strangeness["model"], kind == name, shares)
+        axes[0, 1].plot(shares, found, linewidth=1.4, label=name.replace("_", " "))
+    axes[0, 0].plot(shares, np.minimum(1, shares / max(odd.mean(), 1 / n)), ":", color="0.4", linewidth=1)
+    for axis, title in zip(axes[0], ("all kinds", "each kind, model"), strict=True):
+        axis.plot(shares, shares, ":", color="0.4", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_xticks(ticks := [s for s in (0.001, 0.01, 0.05, 0.1, 0.3, 1) if s >= shares[0]])
+        axis.set_xticklabels([f"{tick:.1%}" if tick < 0.01 else f"{tick:.0%}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_title(title)
+        axis.set_xlabel("share of objects looked at")
+        axis.legend(loc="upper left")
+    axes[0, 0].set_ylabel("share of anomalies found")
+    return figure
+
+
+def gallery(stamps: np.ndarray, names: Sequence[str], paint: Painter, columns: int = 8) -> Figure:
+    """Stamps, (n, bands, height, width), under their names of one or two lines."""
     rows = -(-len(stamps) // columns)
-    figure, axes = new_figure(rows, columns, panel=(1.15, 1.3))
+    figure, axes = new_figure(rows, columns, panel=(1.15, 1.45))
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, stamp, name in zip(axes.flat, stamps, names, strict=False):
-        axis.imshow(rgb(stamp), origin="lower")
+        axis.imshow(paint(stamp), origin="upper")
         axis.set_title(name.replace("_", " "), fontsize=7, loc="center")
     return figure
 
 
-def strips(stamps: np.ndarray) -> Figure:
+def strips(stamps: np.ndarray, paint: Painter) -> Figure:
     """Rows of stamps, (rows, columns, bands, height, width); the first of each row stands apart."""
     figure, axes = new_figure(*stamps.shape[:2], panel=(1.0, 1.0))
     for index in np.ndindex(stamps.shape[:2]):
         axis: Any = axes[index]
-        axis.imshow(rgb(stamps[index]), origin="lower")
+        axis.imshow(paint(stamps[index]), origin="upper")
         axis.set(xticks=[], yticks=[])
         for spine in axis.spines.values():
             spine.set(visible=index[1] == 0, color=COLOURS[3], linewidth=2)

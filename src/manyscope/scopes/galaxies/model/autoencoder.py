@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from manyscope.scopes.galaxies.model.layers import check_error, last_activation, middle_of, reconstruction_losses
+
 
 class Autoencoder(nn.Module):
     """Three halvings down to a latent vector and back, after Lippe's widely used tutorial autoencoder
@@ -46,12 +48,40 @@ class Autoencoder(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """(n, latent) -> (n, bands, height, width) in (-1, 1)."""
-        decoded = self.decoder(latent)
-        top, left = ((have - want) // 2 for have, want in zip(decoded.shape[-2:], self.shape[1:], strict=True))
-        return decoded[..., top : top + self.shape[1], left : left + self.shape[2]]
+        return middle_of(self.decoder(latent), self.shape[1:])
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Squared error, summed over an image and averaged over the batch."""
         images = batch["images"]
         error = (self.decode(self(images)) - images).square()
         return {"loss": error.sum((1, 2, 3)).mean(), "mse": error.mean().detach()}
+
+
+class AutoencoderV2(Autoencoder):
+    """The same layers, with a choice of the last activation and of the loss.
+
+    Args:
+        shape: (bands, height, width) of the images.
+        channels: channels of the first layers; twice as many deeper down.
+        latent: dimensions of the latent vector.
+        final: tanh, sigmoid, arcsinh or identity. Tanh and sigmoid bound the pixels of a reconstruction.
+        loss: "mean" over everything, or "sum" over the bands, then the mean over pixels and batch.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels: int = 32,
+        latent: int = 64,
+        final: str = "tanh",
+        loss: str = "mean",
+    ) -> None:
+        super().__init__(shape, channels, latent)
+        check_error(loss)
+        self.loss = loss
+        self.decoder[-1] = last_activation(final)
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The squared error of the reconstruction; it does not grow with the size of the images."""
+        images = batch["images"]
+        return reconstruction_losses(self.decode(self(images)), images, self.loss)

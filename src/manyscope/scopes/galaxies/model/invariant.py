@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manyscope.errors import DataError
-from manyscope.nn.across import gather, share_of
+from manyscope.nn.across import gather
 from manyscope.scopes.galaxies.model.rings import Rings, Whitening
-from manyscope.scopes.galaxies.model.views import Views
+from manyscope.scopes.galaxies.model.views import TwoViews, Views
 
+_ADAPT_BATCH = 256
 _CLAMP = 4.0  # of a whitened ring number, so that single bright stars do not rule the loss
 
 
-class Invariant(nn.Module):
+class Invariant(TwoViews):
     """Ring amplitudes and a small convolutional trunk, trained to tell galaxies apart whatever their pose.
 
     Two losses: NT-Xent between two random views (Chen et al. 2020, https://arxiv.org/abs/2002.05709), and the squared
@@ -44,12 +44,11 @@ class Invariant(nn.Module):
         temperature: float = 0.2,
         views: dict[str, float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__((shape[1], shape[2]), Views(**(views or {})))
         if not 0 < tied <= latent:
             raise TypeError(f"tied must be between 1 and latent={latent}, found {tied}")
         bands, c = shape[0], channels
-        self.size, self.tied, self.tie, self.temperature = shape[1:], tied, tie, temperature
-        self.views = Views(**(views or {}))
+        self.tied, self.tie, self.temperature = tied, tie, temperature
         self.rings = Rings(shape)
         self.whitening = Whitening(self.rings.features, tied)
         self.trunk = nn.Sequential(
@@ -62,12 +61,10 @@ class Invariant(nn.Module):
         )  # fmt: skip
         self.latent = nn.Linear(12 * c + 64, latent)
         self.projector = nn.Sequential(nn.Linear(latent, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 64))
-        self.transforms: Callable[[Tensor], Tensor] | None = None
 
     def adapt(self, stamps: Tensor, transforms: Callable[[Tensor], Tensor]) -> None:
         """Learn the whitening of ring amplitudes from training stamps, (n, bands, h, w) in rms of the sky."""
-        self.transforms = transforms
-        self.whitening.fit(self.rings(transforms(stamps)))
+        self.whitening.fit(torch.cat([self.rings(transforms(some)) for some in stamps.split(_ADAPT_BATCH)]))
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, bands, height, width) -> (n, latent)."""
@@ -83,13 +80,7 @@ class Invariant(nn.Module):
         Raises:
             DataError: one sample only while training: there is nothing to tell it from.
         """
-        stamps = batch["stamps"]
-        if self.transforms is None:
-            raise RuntimeError("adapt() must be called before the first loss")
-        if self.training and share_of(len(stamps)).samples < 2:
-            raise DataError("a batch of one sample cannot be contrasted", remedy="raise train.batch_size")
-        views = [self.transforms(self.views(stamps, self.size)) for _ in range(2)]
-        latent = self(torch.cat(views))
+        latent = self(self.pair(batch))
         first, second = self.projector(latent).chunk(2)
         contrast = nt_xent(gather(first), gather(second), self.temperature)
         target = self.whitening(self.rings(batch["images"])).clamp(-_CLAMP, _CLAMP)

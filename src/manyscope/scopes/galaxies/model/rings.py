@@ -43,11 +43,12 @@ class Rings(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(n, bands, height, width) -> (n, features)."""
         images = torch.cat([images, images.mean(1, keepdim=True)], 1)
-        grid = self.grid.expand(len(images), -1, -1, -1)
+        grid = self.grid.expand(images.shape[0], -1, -1, -1)
         around = F.grid_sample(images, grid.to(images.dtype), align_corners=False)  # (n, bands + 1, rings, angles)
-        series = torch.fft.rfft(around.float(), dim=-1) / around.shape[-1]
-        means = series[..., 0].real
-        waves = series[:, -1, 1:, 1 : self.orders + 1].abs()  # the innermost ring is a point
+        # Complex numbers as pairs, and the batch's size from its shape: as ONNX can express them.
+        series = torch.view_as_real(torch.fft.rfft(around.float(), dim=-1)) / around.shape[-1]
+        means = series[..., 0, 0]
+        waves = torch.linalg.vector_norm(series[:, -1, 1:, 1 : self.orders + 1], dim=-1)  # the innermost is a point
         return torch.cat([means.flatten(1), _WAVE_WEIGHT * waves.flatten(1)], 1)
 
 

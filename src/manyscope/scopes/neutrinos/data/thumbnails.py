@@ -17,7 +17,7 @@ from manyscope.tables.whole import read_json
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIZE = 64
+SIZE = 96
 _DRAWN = 2 * SIZE  # drawn larger and scaled down, so that edges are smooth
 _MARGIN = 0.06  # of the picture, around the detector
 _BACKGROUND, _OUTLINE, _ISOLATED = (14, 16, 22), (60, 67, 82), (115, 117, 124)
@@ -29,7 +29,7 @@ _EARLY_TO_LATE = np.array([
 
 
 def thumbnails(prepared: Path, object_ids: Sequence[str]) -> Iterator[Image | None]:
-    """A side view of each event, 64 x 64 RGB; None for an id that is unknown.
+    """A side view of each event, 96 x 96 RGB; None for an id that is unknown.
 
     The view is turned about the vertical so that the event is seen at its longest, its light going from left to right.
     Modules that saw light are discs, coloured from early (blue) to late (yellow), larger with the logarithm of their
@@ -87,8 +87,8 @@ def picture(shard: Shard, event: int, arrays: _Arrays) -> Image:
     scale = _DRAWN * (1 - 2 * _MARGIN) / span
     x = _DRAWN / 2 + scale * ((where[:, :2] - middle[:2]) @ axis)
     y = _DRAWN / 2 - scale * (where[:, 2] - middle[2])
-    radius = 1.6 + 1.7 * np.log10(1 + light[:, CHARGE])
-    radius[shown:] = 1.0
+    radius = 2.6 + 2.8 * np.log10(1 + light[:, CHARGE])
+    radius[shown:] = 1.4
     boxes = np.stack([x - radius, y - radius, x + radius, y + radius], axis=1).tolist()
     colours = [*map(tuple, _coloured(time[:shown])), *[_ISOLATED] * (len(light) - shown)]
 

@@ -100,12 +100,13 @@ def describe(model: Any, batch: dict[str, Any]) -> Objects:
     """One object for each event of a batch, which may be padded beyond its ids.
 
     Columns: azimuth in [0, 2 pi) and zenith in [0, pi], to where the particle came from; kappa, the concentration of
-    a von Mises-Fisher distribution about it, and kappa_raw, before calibration; n_pulses and n_modules of the event.
+    a von Mises-Fisher distribution about it, and kappa_raw, before calibration; n_pulses and n_modules of the event;
+    error_deg, the angle to the true direction, NaN where that is unknown.
 
     Raises:
         DataError: the model returns other shapes.
     """
-    from manyscope.nn.directional import angles
+    from manyscope.nn.directional import angles, angular_distance
 
     ids = batch["sample_id"]
     vector, latent = model(batch)
@@ -119,6 +120,8 @@ def describe(model: Any, batch: dict[str, Any]) -> Objects:
     raw = vector.norm(dim=1)
     calibration = getattr(model, "calibration", None)
     azimuth, zenith = angles(vector.double())
+    unit = vector.double() / raw.double()[:, None].clamp(min=1e-12)
+    error = angular_distance(unit, batch["direction"][: len(ids)].double())
     columns = {
         "azimuth": azimuth,
         "zenith": zenith,
@@ -126,6 +129,7 @@ def describe(model: Any, batch: dict[str, Any]) -> Objects:
         "kappa_raw": raw,
         "n_pulses": batch["counts"][: len(ids), 0].int(),
         "n_modules": batch["counts"][: len(ids), 1].int(),
+        "error_deg": error.rad2deg().float(),
     }
     arrays = {name: value.cpu().numpy() for name, value in columns.items()}
     return Objects.one_each(ids, latent[: len(ids)].float().cpu().numpy(), arrays)

@@ -1,0 +1,1 @@
+"""360-degree pictures, questions about them, and the model that answers."""

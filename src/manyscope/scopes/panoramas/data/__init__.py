@@ -1,0 +1,1 @@
+"""Tables of questions and pictures, from source to prepared arrays."""
