@@ -63,8 +63,16 @@ class Submission:
     def trainings(self, experiment: str) -> list[dict[str, str]]:
         """Each start of an experiment's training; by number, since the accounting has the comment only at the end."""
         numbers = re.findall(rf"SLURM jobid (\d+) \(log: \S*/rule_train/{experiment}/", self.text)
-        found = [job for job in self.cluster.jobs("Start") if job["JobID"] in numbers]
+        found = [job for job in self.cluster.jobs("Start", "End", "ExitCode") if job["JobID"] in numbers]
         return sorted(found, key=lambda job: (int(job["JobID"]), job["Start"]))
+
+    def account_of(self, experiment: str) -> str:
+        """What became of an experiment's training, for the message of a failed assertion: each start, then the logs."""
+        starts = [" ".join(f"{key}={value}" for key, value in job.items()) for job in self.trainings(experiment)]
+        folder = self.output.parent / ".snakemake/slurm_logs/rule_train" / experiment
+        logs = [self.output.parent / f"results/{experiment}/logs/train.log", *sorted(folder.glob("*.log"))]
+        texts = [f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in logs if log.exists()]
+        return "\n".join([*starts, *texts])
 
     def wait(self, timeout_s: float = 600) -> int:
         """Its exit code. Requeued jobs, which SLURM holds back for two minutes, start at once."""

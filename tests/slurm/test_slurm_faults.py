@@ -117,8 +117,9 @@ def test_the_fault_came_and_the_training_ran_once_more(name: str, run: Submissio
     fault, requeued = FAULTS[name]
     jobs = run.trainings(name)
     *before, last = [job["State"].split()[0] for job in jobs]  # "CANCELLED by 0"
-    assert set(before) == {fault}, run.text  # more than once if other trainings pushed this one out again
-    assert last == "COMPLETED", run.text
+    said = run.account_of(name)
+    assert set(before) == {fault}, said  # more than once if other trainings pushed this one out again
+    assert last == "COMPLETED", said
     assert len({job["JobID"] for job in jobs}) == (1 if requeued else 2)
 
 
