@@ -81,7 +81,14 @@ class Submission:
             assert time.monotonic() < end, f"still running after {timeout_s:g} s\n{self.text}"
             self.hurry()
             time.sleep(0.5)
+        # Snakemake asks the controller; the accounting, which is asked from here on, hears of it later.
+        wait_until(lambda: not self.still_accounted(), "the accounting has the end of every job")
         return self.process.returncode
+
+    def still_accounted(self) -> list[str]:
+        """Jobs of this run that the accounting does not yet know the end of."""
+        found = [job for job in self.cluster.jobs() if job["JobName"] == self.name]
+        return [job["JobID"] for job in found if job["State"] in ("PENDING", "RUNNING", "COMPLETING")]
 
     def hurry(self) -> None:
         for line in self.cluster.run("squeue", "-h", "-t", "PD", "-o", "%i %r").splitlines():
