@@ -27,7 +27,7 @@ FAULTS = {
     "preempted": ("PREEMPTED", REQUEUED),
     "node_lost": ("NODE_FAIL", REQUEUED),
 }
-# A cluster may take a job away once more, for another one or because a node did not answer; that is not the job's doing.
+# A cluster may take a job away once more, for another one or because a node did not answer: not the job's doing.
 TAKEN_AWAY = {"PREEMPTED", "NODE_FAIL"}
 # Of the eight GPUs of the cluster node_lost takes all of one node, so that only it is lost there, and the others take
 # all of the other one, so that whoever comes next must push one out.
