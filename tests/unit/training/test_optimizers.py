@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from manyscope.training.optimizers import MuonAdamW
+from manyscope.training.optimizers import Muon, MuonAdamW, orthogonalised
 
 
 def network() -> nn.Module:
@@ -33,12 +33,40 @@ def test_it_takes_the_steps_of_its_parts() -> None:
     matrix = theirs[2].weight
     others = [p for p in theirs.parameters() if p is not matrix]
     parts = [
-        torch.optim.Muon([matrix], lr=2e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        Muon([matrix], lr=2e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
     ]
     train(theirs, parts, range(5))
     for own, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(own, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 16), (16, 32), (24, 24)])
+def test_muon_takes_the_steps_of_torch_but_for_its_rounding(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(4, *shape)
+    ends = []
+    for kind in (Muon, torch.optim.Muon):
+        weight = nn.Parameter(start.clone())
+        optimizer = kind([weight], lr=1e-2, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        ends.append(weight.detach() - start)
+    off = (ends[0] - ends[1]).norm() / ends[1].norm()
+    assert off < 0.02  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("shape", [(40, 16), (16, 40)])
+def test_an_orthogonalised_matrix_keeps_its_singular_vectors(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonalised(matrix, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    inner = left.T @ found @ right.T
+    values = inner.diagonal()
+    torch.testing.assert_close(inner, torch.diag(values), rtol=0, atol=1e-4)
+    assert values.min() > 0.65
+    assert values.max() < 1.25
 
 
 def test_groups_have_rates_of_their_own() -> None:
@@ -48,7 +76,7 @@ def test_groups_have_rates_of_their_own() -> None:
     matrix = theirs[2].weight
     others = [p for p in theirs[:3].parameters() if p is not matrix]
     parts = [
-        torch.optim.Muon([matrix], lr=2e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        Muon([matrix], lr=2e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
         torch.optim.AdamW(theirs[3:].parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
     ]
