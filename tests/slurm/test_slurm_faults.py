@@ -27,8 +27,6 @@ FAULTS = {
     "preempted": ("PREEMPTED", REQUEUED),
     "node_lost": ("NODE_FAIL", REQUEUED),
 }
-# A cluster may take a job away once more, for another one or because a node did not answer: not the job's doing.
-TAKEN_AWAY = {"PREEMPTED", "NODE_FAIL"}
 # Of the eight GPUs of the cluster node_lost takes all of one node, so that only it is lost there, and the others take
 # all of the other one, so that whoever comes next must push one out.
 GPUS = "'gpu:$MANYSCOPE_GPU_A100:4' if wildcards.experiment == 'node_lost' else 'gpu:$MANYSCOPE_GPU_A100:1'"
@@ -120,8 +118,7 @@ def test_the_fault_came_and_the_training_ran_once_more(name: str, run: Submissio
     jobs = run.trainings(name)
     *before, last = [job["State"].split()[0] for job in jobs]  # "CANCELLED by 0"
     said = run.account_of(name)
-    assert fault in before, said
-    assert set(before) - {fault} <= TAKEN_AWAY, said  # no start failed by itself
+    assert set(before) == {fault}, said  # more than once if other trainings pushed this one out again
     assert last == "COMPLETED", said
     assert len({job["JobID"] for job in jobs}) == (1 if requeued else 2)
 
