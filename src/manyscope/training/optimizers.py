@@ -56,8 +56,11 @@ class Muon(torch.optim.Muon):
     """torch's, but for matrices in the processor's memory: there the update is made orthogonal in their own precision.
 
     torch does it in bfloat16, for which many processors have no arithmetic: on such a one that alone took more than
-    half of each step of a small network.
+    half of each step of a small network. Steps are scaled to the size of AdamW's, see `MuonAdamW`.
     """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -141,11 +144,7 @@ class MuonAdamW(Optimizer):
             others = [p for p in group["params"] if id(p) not in taken]
             if matrices:
                 rate = group["lr"] * (1 if matrix_lr is None else matrix_lr / lr)
-                self._parts.append(
-                    Muon(
-                        matrices, lr=rate, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
-                    )
-                )
+                self._parts.append(Muon(matrices, lr=rate, weight_decay=weight_decay, momentum=momentum))
             if others:
                 adamw = torch.optim.AdamW(
                     others, lr=group["lr"], weight_decay=weight_decay, betas=(betas[0], betas[1]), fused=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_it_takes_the_steps_of_its_parts() -> None:
     matrix = theirs[2].weight
     others = [p for p in theirs.parameters() if p is not matrix]
     parts = [
-        Muon([matrix], lr=2e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        Muon([matrix], lr=2e-2, weight_decay=0.1),
         torch.optim.AdamW(others, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
     ]
     train(theirs, parts, range(5))
@@ -46,9 +47,9 @@ def test_muon_takes_the_steps_of_torch_but_for_its_rounding(shape: tuple[int, in
     torch.manual_seed(0)
     start, gradients = torch.randn(shape), torch.randn(4, *shape)
     ends = []
-    for kind in (Muon, torch.optim.Muon):
+    for kind in (Muon, partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")):
         weight = nn.Parameter(start.clone())
-        optimizer = kind([weight], lr=1e-2, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+        optimizer = kind([weight], lr=1e-2, weight_decay=0.1, momentum=0.9)
         for gradient in gradients:
             weight.grad = gradient.clone()
             optimizer.step()
@@ -76,7 +77,7 @@ def test_groups_have_rates_of_their_own() -> None:
     matrix = theirs[2].weight
     others = [p for p in theirs[:3].parameters() if p is not matrix]
     parts = [
-        Muon([matrix], lr=2e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        Muon([matrix], lr=2e-3, weight_decay=0.1),
         torch.optim.AdamW(others, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
         torch.optim.AdamW(theirs[3:].parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
     ]
