@@ -7,31 +7,43 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= 2
 
-.PHONY: demo test test-long test-slurm test-browser check bench bench-scale docs lock clean
+.PHONY: demo test test-long test-slurm test-browser test-others coverage install-slurm install-chromium check bench bench-scale docs lock clean
 
 demo: $(READY)
 	manyscope run $(EXPERIMENTS)
 
 test: $(READY)
-	pytest -n $(WORKERS) --dist loadgroup -m "not long and not slurm and not browser" --cov --cov-report=term:skip-covered $(PYTEST)
+	pytest -n $(WORKERS) --dist loadgroup -m "not long and not slurm and not browser" $(PYTEST)
 
 # What takes minutes: chains killed in every stage, chains of some scopes and of plug-ins, trainings on several processes.
 test-long: $(READY)
 	pytest -n $(WORKERS) --dist loadgroup -m "long and not slurm and not browser" $(PYTEST) tests
 
 # A SLURM cluster of its own on this machine; whoever is not root, or has no apt-get, sees the tests skipped.
-test-slurm: $(READY)
-	which slurmctld slurmdbd munged mariadbd >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -y -qq --no-install-recommends slurm-wlm munge slurmdbd mariadb-server; }
+test-slurm: $(READY) install-slurm
 	pytest -m slurm $(PYTEST) tests/slurm
 
 # The pages in Chromium, with a real mouse and keyboard; without Chromium the tests are skipped, or with
 # MANYSCOPE_CHROMIUM_NEEDED=1 fail.
-test-browser: $(READY)
+test-browser: $(READY) install-chromium
+	pytest -m browser $(PYTEST) tests/browser
+
+# The three before side by side: whoever waits for SLURM or for Chromium leaves the cores to the others.
+test-others: $(READY) install-slurm install-chromium
+	pytest -n $(WORKERS) --dist loadgroup -m "long or slurm or browser" $(PYTEST) tests
+
+# The tests of `make test`, half as slow again: which lines they reach, and at least 85 % of them.
+coverage: $(READY)
+	$(MAKE) test PYTEST="--cov --cov-report=term:skip-covered $(PYTEST)"
+
+install-slurm:
+	which slurmctld slurmdbd munged mariadbd >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends slurm-wlm munge slurmdbd mariadb-server; }
+
+install-chromium:
 	which chromium >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
-	pytest -m browser $(PYTEST) tests/browser
 
 check: $(READY)
 	ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -26,3 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if HERE / folder in item.path.parents:
                 item.add_marker(getattr(pytest.mark, folder))
                 item.add_marker(pytest.mark.xdist_group(folder))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # PyTorch and its like are millions of objects, which no collection of garbage need look at again

@@ -24,7 +24,7 @@ LONGER = tuple(
     word
     for change in (
         f"train.epochs={ROUNDS}", "train.check_every_epochs=1", f"train.resampler.one_view_epochs={ROUNDS}",
-        f"train.blind.epochs={ROUNDS}", "train.tracker=none",
+        f"train.blind.epochs={ROUNDS}",
     )
     for word in ("--set", change)
 )  # fmt: skip
@@ -102,11 +102,11 @@ def based(rooms: Workspace) -> Workspace:
     stages = {"seeing": "[vision]", "reading": "[resampler]"}
     starts = {"tuned": "reading", "too_early": "seeing"}
     for name, some in stages.items():
-        changed = text.replace("\ntrain:\n", f"\ntrain:\n  tracker: none\n  stages: {some}\n")
+        changed = text.replace("\ntrain:\n", f"\ntrain:\n  stages: {some}\n")
         (folder / f"{name}.yaml").write_text(changed)
     for name, start in {**starts, "alone": ""}.items():
         begin = f"  start_from: {start}\n" if start else ""
-        changed = text.replace("\ntrain:\n", f"\ntrain:\n  tracker: none\n  stages: [finetune]\n{begin}")
+        changed = text.replace("\ntrain:\n", f"\ntrain:\n  stages: [finetune]\n{begin}")
         (folder / f"{name}.yaml").write_text(changed)
     names = [*stages, *starts, "alone"]
     (rooms.folder / "config/config.yaml").write_text(f"experiments: [panoramas, {', '.join(names)}]\n")

@@ -15,6 +15,7 @@ import time
 import zlib
 from contextlib import chdir
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +27,7 @@ from PIL import Image
 
 from manyscope.errors import StoppedError
 from manyscope.settings.paths import ExperimentPaths
+from warm import Warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -84,13 +86,25 @@ class Workspace:
         return process
 
     def _run(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=600
-        )
+        environment = self.environment()
+        if ready := warm():
+            command = ready.command(command)
+            environment["PATH"] = f"{ready.programs}{os.pathsep}{environment['PATH']}"
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
         if check and done.returncode:
             logs = "\n".join(f"--- {p}\n{p.read_text()}" for p in sorted(self.folder.rglob("logs/*.log")))
             pytest.fail(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}\n{logs}")
         return done
+
+
+@cache
+def warm() -> Warm | None:
+    """What commands of this session begin from; None if all are to begin cold."""
+    if "MANYSCOPE_COLD" in os.environ or any(name.startswith("COV") for name in os.environ):
+        return None
+    made = Warm()
+    assert made.ready
+    return made
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:

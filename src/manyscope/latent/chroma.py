@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,9 @@ _COLLECTION = "objects"
 _PARTS = 4  # times that the graph is written to disk while it grows; Chroma's log keeps the rows of the last part
 _SMALL = 4_000  # rows that are written at once
 _PAGE = 5_000  # vectors that are read at once
+# Clients of one folder share what does the work in a process. Chroma guards neither its start nor its stop: a thread
+# that opened the folder meanwhile would get it half made, or stopped.
+_SHARED = threading.Lock()
 
 
 class ChromaStore:
@@ -68,7 +72,7 @@ class ChromaStore:
             raise unreadable(folder, error) from error
 
     def close(self) -> None:
-        self._client.close()
+        _close(self._client)
 
     @property
     def largest_batch(self) -> int:
@@ -141,7 +145,7 @@ class ChromaStore:
         """Let the graph that is there grow by so many vectors, with which all of it is written to disk again."""
         grown = {"ef_search": _searched(before + added, settings), "sync_threshold": max(2, added // parts)}
         self._collection.modify(configuration={"hnsw": grown})
-        self._client.close()  # a client goes by the configuration that it opened with
+        _close(self._client)  # a client goes by the configuration that it opened with
         self._client = _client(self.folder)
         self._collection = self._client.get_collection(_COLLECTION, embedding_function=None)
         self.configuration = dict(self._collection.configuration["hnsw"])
@@ -172,4 +176,10 @@ def _batches(n: int, parts: int, most: int) -> list[slice]:
 
 
 def _client(folder: Path) -> Any:
-    return chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
+    with _SHARED:
+        return chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
+
+
+def _close(client: Any) -> None:
+    with _SHARED:
+        client.close()

@@ -10,6 +10,7 @@ disk.
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -299,12 +300,16 @@ def _one_thread() -> Iterator[None]:
     """Sums over several threads would depend on how many there are."""
     import numba
 
-    threads = numba.get_num_threads()
+    # The number that numba sets is OpenMP's, from which torch has its own, and numba does not know what that was.
+    torch = sys.modules.get("torch")
+    threads, theirs = numba.get_num_threads(), torch.get_num_threads() if torch else 0
     numba.set_num_threads(1)
     try:
         yield
     finally:
         numba.set_num_threads(threads)
+        if torch:
+            torch.set_num_threads(theirs)
 
 
 def _check(vectors: np.ndarray, dimensions: int | None = None) -> None:

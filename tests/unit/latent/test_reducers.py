@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.decomposition import PCA
 
 from manyscope.errors import DataError, ManyscopeError
@@ -203,3 +204,14 @@ def test_a_stored_reducer_is_checked(tmp_path: Path) -> None:
 def test_an_unknown_reducer_is_an_error_with_a_hint() -> None:
     with pytest.raises(ManyscopeError, match="did you mean 'umap'"):
         REDUCERS.find("unap")
+
+
+def test_torch_keeps_its_threads() -> None:
+    """numba and torch have theirs from one OpenMP; a second one that spins makes small networks many times slower."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        Umap(UmapSettings(n_neighbors=5)).fit(blobs(60))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -504,3 +505,16 @@ def test_columns_of_chroma_cost_no_metadata(tmp_path: Path) -> None:
     make(tmp_path / "index", "chroma")
     with sqlite3.connect(tmp_path / "index/chroma.sqlite3") as database:
         assert database.execute("select count(*) from embedding_metadata").fetchone() == (0,)
+
+
+@stores
+def test_many_threads_open_and_close_one_index_at_once(tmp_path: Path, store: str) -> None:
+    """As a server does whose results change. What Chroma's clients share is started and stopped unguarded."""
+    vectors, ids, _ = make(tmp_path / "index", store)
+
+    def nearest_to_itself(row: int) -> list[str]:
+        with open_index(tmp_path / "index") as index:
+            return index.search(vectors[row], 1)[0][0]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(nearest_to_itself, list(range(40)) * 5)) == [[name] for name in ids[:40]] * 5
