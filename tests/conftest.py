@@ -18,6 +18,7 @@ settings.load_profile("any_speed")
 
 # Tests run side by side: threads that wait for a core spin, and a training of a second takes half a minute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # umap-learn called by a test would set it for torch, too
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks

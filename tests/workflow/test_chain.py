@@ -151,6 +151,7 @@ def test_same_seed_same_metrics_other_seed_other_metrics(finished: Workspace, tm
     found = []
     for seed in (0, 1):
         workspace = make_workspace(tmp_path / str(seed))
+        workspace.cold = True
         # The profile gives every job one thread: with two, sums are formed in another order.
         profile = ("--profile", "workflow_profiles/local")
         change = ("--config", f"set=[galaxies.train.seed={seed}]")

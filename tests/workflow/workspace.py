@@ -38,10 +38,12 @@ class Workspace:
 
     Attributes:
         library: a copy of the library to be used instead of the installed one, or None.
+        cold: whether each command loads all that it needs by itself, and hashes text in an order of its own.
     """
 
     folder: Path
     library: Path | None = None
+    cold: bool = False
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -87,7 +89,7 @@ class Workspace:
 
     def _run(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
         environment = self.environment()
-        if ready := warm():
+        if not self.cold and (ready := warm()):
             command = ready.command(command)
             environment["PATH"] = f"{ready.programs}{os.pathsep}{environment['PATH']}"
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)

@@ -300,9 +300,10 @@ def _one_thread() -> Iterator[None]:
     """Sums over several threads would depend on how many there are."""
     import numba
 
-    # The number that numba sets is OpenMP's, from which torch has its own, and numba does not know what that was.
+    # numba sets the number of OpenMP, which is torch's, too, also when it is asked for its own for the first time.
     torch = sys.modules.get("torch")
-    threads, theirs = numba.get_num_threads(), torch.get_num_threads() if torch else 0
+    theirs = torch.get_num_threads() if torch else 0
+    threads = numba.get_num_threads()
     numba.set_num_threads(1)
     try:
         yield

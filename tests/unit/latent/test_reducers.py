@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import subprocess
 import sys
 from functools import partialmethod
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.decomposition import PCA
 
 from manyscope.errors import DataError, ManyscopeError
@@ -126,19 +126,22 @@ def test_umap_is_umap_learn_on_exact_neighbours(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(coordinates, theirs.fit_transform(blobs(120)))
 
 
-def test_umap_is_the_same_in_another_process() -> None:
+def test_umap_is_the_same_in_another_process_and_torch_keeps_its_threads() -> None:
+    """numba and torch have theirs from one OpenMP; a second one that spins makes small networks many times slower."""
     code = (
-        "import numpy as np, hashlib; from manyscope.latent.reducers import Umap;"
+        "import numpy as np, hashlib, torch; from manyscope.latent.reducers import Umap;"
         "from manyscope.settings.sections import UmapSettings;"
         "v = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32);"
         "r = Umap(UmapSettings(components=3));"
-        "print(hashlib.sha256(r.fit(v).tobytes() + r.transform(v[:9] + 1).tobytes()).hexdigest())"
+        "print(hashlib.sha256(r.fit(v).tobytes() + r.transform(v[:9] + 1).tobytes()).hexdigest());"
+        "print(torch.get_num_threads())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    threads = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=threads)
     vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     reducer = Umap(UmapSettings(components=3))
     here = hashlib.sha256(reducer.fit(vectors).tobytes() + reducer.transform(vectors[:9] + 1).tobytes()).hexdigest()
-    assert done.stdout.split()[-1] == here
+    assert done.stdout.split()[-2:] == [here, "1"]
 
 
 @pytest.mark.parametrize("name", ["umap", "pca", "tsne"])
@@ -204,14 +207,3 @@ def test_a_stored_reducer_is_checked(tmp_path: Path) -> None:
 def test_an_unknown_reducer_is_an_error_with_a_hint() -> None:
     with pytest.raises(ManyscopeError, match="did you mean 'umap'"):
         REDUCERS.find("unap")
-
-
-def test_torch_keeps_its_threads() -> None:
-    """numba and torch have theirs from one OpenMP; a second one that spins makes small networks many times slower."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        Umap(UmapSettings(n_neighbors=5)).fit(blobs(60))
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
