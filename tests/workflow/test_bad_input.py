@@ -85,10 +85,7 @@ def refused(workspace: Workspace, *arguments: str, code: int, says: Sequence[str
     # Opening a store of Chroma writes into it, also for a search.
     searched = {"galaxies/index/chroma.sqlite3"} if arguments[0] == "search" else set()
     before = digests(workspace.results)
-    command = [sys.executable, *(python or ("-m", "manyscope.cli")), *arguments]
-    done = subprocess.run(
-        command, cwd=workspace.folder, env=workspace.environment(), capture_output=True, text=True, timeout=300
-    )
+    done = workspace.python(*(python or ("-m", "manyscope.cli")), *arguments, check=False)
     line = one_line(done)
     assert done.returncode == code, line
     for words in says:

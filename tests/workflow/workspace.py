@@ -58,11 +58,13 @@ class Workspace:
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`snakemake` as a user types it, in this folder."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        return self._run(command, check)
+        return self.python("-m", "snakemake", "--cores", "2", *arguments, check=check)
 
     def manyscope(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self._run([sys.executable, "-m", "manyscope.cli", *arguments], check)
+        return self.python("-m", "manyscope.cli", *arguments, check=check)
+
+    def python(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self._run([sys.executable, *arguments], check)
 
     def here(self, *arguments: str) -> Result:
         """`manyscope` in this process, which saves what it takes to load torch once more. The result has the exit
