@@ -17,7 +17,7 @@ from manyscope.settings.paths import ExperimentPaths
 from submission import ClusterWorkspace, NewWorkspace, Submission, wait_until
 from workspace import Workspace
 
-LONGER = "  epochs: 16\n  check_every_epochs: 1\n  tracker: none\n"
+LONGER = "  epochs: 40\n  check_every_epochs: 1\n  tracker: none\n"
 # What SLURM records of each training, and whether it is the same job that starts again.
 REQUEUED, RESUBMITTED = True, False
 FAULTS = {
