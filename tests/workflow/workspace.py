@@ -104,7 +104,8 @@ class Workspace:
 @cache
 def warm() -> Warm | None:
     """What commands of this session begin from; None if all are to begin cold."""
-    if "MANYSCOPE_COLD" in os.environ or any(name.startswith("COV") for name in os.environ):
+    counted = any(name.startswith("COV") for name in os.environ)
+    if "MANYSCOPE_COLD" in os.environ or counted or not hasattr(os, "pidfd_open"):  # which only Linux has
         return None
     made = Warm()
     assert made.ready
