@@ -126,7 +126,7 @@ def test_umap_is_umap_learn_on_exact_neighbours(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(coordinates, theirs.fit_transform(blobs(120)))
 
 
-def test_umap_is_the_same_in_another_process_and_torch_keeps_its_threads() -> None:
+def test_umap_is_the_same_in_another_process() -> None:
     """numba and torch have theirs from one OpenMP; a second one that spins makes small networks many times slower."""
     code = (
         "import numpy as np, hashlib, torch; from manyscope.latent.reducers import Umap;"
