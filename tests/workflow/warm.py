@@ -75,7 +75,7 @@ class Warm:
         self.ready = self._server.stdout.readline() == b"ready\n"
 
     def command(self, words: list[str]) -> list[str]:
-        """The same command, begun warm if it is `python -m` or `manyscope`."""
+        """The same command, begun warm if it is `python -m`."""
         if words[:2] == [sys.executable, "-m"]:
             return [str(self.programs / "module"), *words[2:]]
         return words
@@ -119,6 +119,8 @@ def ask(address: str, real: str) -> None:
 def receive(asker: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """What is asked for, and the three streams."""
     head, streams, _, _ = socket.recv_fds(asker, _LENGTH.size, 3)
+    if not head:
+        raise EOFError("whoever asked is gone")
     left = _LENGTH.unpack(head)[0]
     parts = []
     while left:
@@ -150,7 +152,11 @@ def serve(address: str, own: dict[str, str]) -> tuple[dict[str, Any], list[int]]
                     os._exit(0)
                 elif key.fileobj is listener:
                     asker, _ = listener.accept()
-                    request, streams = receive(asker)
+                    try:
+                        request, streams = receive(asker)
+                    except (EOFError, OSError):  # killed before it had asked; the others still want their answers
+                        asker.close()
+                        continue
                     if chosen(request["environment"]) != own:
                         asker.close()
                     elif pid := os.fork():

@@ -127,7 +127,8 @@ def test_umap_is_umap_learn_on_exact_neighbours(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_umap_is_the_same_in_another_process() -> None:
-    """numba and torch have theirs from one OpenMP; a second one that spins makes small networks many times slower."""
+    """And torch keeps its number of threads, which numba has from the same OpenMP: a second one that spins makes small
+    networks many times slower."""
     code = (
         "import numpy as np, hashlib, torch; from manyscope.latent.reducers import Umap;"
         "from manyscope.settings.sections import UmapSettings;"
